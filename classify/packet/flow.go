@@ -38,7 +38,8 @@ type Flow struct {
 	Src, Dst netip.Addr
 	// SrcPort and DstPort are in host order; zero for protocols without ports.
 	SrcPort, DstPort uint16
-	// Proto is the upper-layer protocol, after IPv6 extension headers.
+	// Proto is the upper-layer protocol, after IPv6 extension headers. In an IPv6 Fragment it is what the fragment header
+	// names, which may be an extension header of the part that was cut.
 	Proto uint8
 	// TCPFlags is the flag byte of TCP packets, otherwise 0.
 	TCPFlags uint8
