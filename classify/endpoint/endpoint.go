@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/firstpacket/firstpacket/classify/cluster"
 	"github.com/firstpacket/firstpacket/classify/identity"
 )
 
@@ -27,34 +28,25 @@ type Endpoint struct {
 	Ports *Ports
 }
 
-// Ports is an interned list of a pod's named ports: of all its containers, native sidecars included.
-type Ports struct{ List []NamedPort }
+// Ports is an interned list of a pod's named ports; equal lists are the same pointer.
+type Ports = cluster.Ports
 
-// NamedPort is one entry of a container's ports that has a name.
-type NamedPort struct {
-	Name string
-	// Proto is the IP protocol number: 6 TCP, 17 UDP, 132 SCTP.
-	Proto uint8
-	Port  uint16
-}
-
-// Lookup returns the ports that carry name for the protocol; containers of one pod may use a name more than once.
-func (p *Ports) Lookup(name string, proto uint8) []uint16 {
-	if p == nil {
-		return nil
-	}
-	var found []uint16
-	for _, np := range p.List {
-		if np.Name == name && np.Proto == proto && !slices.Contains(found, np.Port) {
-			found = append(found, np.Port)
-		}
-	}
-	return found
-}
+// NamedPort is one entry of Ports.
+type NamedPort = cluster.NamedPort
 
 // Change says that the owner of an address is another one than before.
 type Change struct {
 	Addr netip.Addr
 	// Old and New are nil where the address had, or has, no owner.
 	Old, New *Endpoint
+}
+
+// equal compares by value. Equal identities and equal port lists are the same handle and pointer.
+func (e *Endpoint) equal(o *Endpoint) bool {
+	if e == o {
+		return true
+	}
+	return e != nil && o != nil &&
+		e.Identity == o.Identity && e.Kind == o.Kind && e.Ports == o.Ports &&
+		e.Namespace == o.Namespace && e.Name == o.Name && e.Node == o.Node && slices.Equal(e.Addrs, o.Addrs)
 }
