@@ -1,0 +1,487 @@
+package flowlog
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/firstpacket/firstpacket/classify/endpoint"
+	"github.com/firstpacket/firstpacket/classify/identity"
+	"github.com/firstpacket/firstpacket/classify/packet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// constant stands for the engine's enumerations.
+type constant uint8
+
+const (
+	deny constant = iota
+	ingress
+	isolated
+)
+
+func (c constant) String() string { return [...]string{"deny", "ingress", "isolated"}[c] }
+
+// names stands for the engine's decisions.
+type names struct{ list []string }
+
+func (n *names) Policies() []string { return n.list }
+
+var (
+	web = &endpoint.Endpoint{Kind: identity.Pod, Namespace: "shop", Name: "web-1"}
+	db  = &endpoint.Endpoint{Kind: identity.Pod, Namespace: "shop", Name: "db-0"}
+	lan = &endpoint.Endpoint{Kind: identity.Node, Name: "node-b"}
+
+	denyAll = &names{[]string{"shop/deny-all", "shop/db"}}
+)
+
+// refused is a record of web-1 being refused by db-0.
+func refused(srcPort, dstPort uint16) Record {
+	return Record{
+		Time:        time.Now().UnixNano(),
+		Src:         netip.AddrPortFrom(netip.MustParseAddr("10.244.1.5"), srcPort),
+		Dst:         netip.AddrPortFrom(netip.MustParseAddr("10.244.2.7"), dstPort),
+		SrcEndpoint: web, DstEndpoint: db,
+		Proto:   packet.ProtoTCP,
+		Verdict: deny, Direction: ingress, Reason: isolated,
+		Policies: denyAll,
+	}
+}
+
+// line is the part of a line that the tests look at.
+type line struct {
+	Count    uint64
+	Reason   string
+	Src, Dst struct {
+		IP, Namespace, Pod string
+		Port               uint16
+	}
+	Policies []string
+}
+
+func lines(t *testing.T, b *bytes.Buffer) []line {
+	t.Helper()
+	var all []line
+	for s := range strings.Lines(b.String()) {
+		var l line
+		if err := json.Unmarshal([]byte(s), &l); err != nil {
+			t.Fatalf("line %q: %v", s, err)
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+func newLog(t *testing.T, cfg Config) *Log {
+	t.Helper()
+	l, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func closeLog(t *testing.T, l *Log) {
+	t.Helper()
+	if err := l.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func put(t *testing.T, r *Ring, rec Record) {
+	t.Helper()
+	if !r.Put(&rec) {
+		t.Fatal("the ring is full")
+	}
+}
+
+// afterPoll lets the log's goroutine look at the rings once. Time is the bubble's own.
+func afterPoll() {
+	time.Sleep(pollInterval)
+	synctest.Wait()
+}
+
+func TestLineShape(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLog(t, Config{Output: &out, Node: "node-a"})
+		put(t, l.Ring(0), refused(40001, 5432))
+		external := refused(0, 0)
+		external.Proto = 47
+		external.SrcEndpoint, external.DstEndpoint, external.Policies = lan, nil, nil
+		external.Dst = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), 0)
+		external.Reason = nil
+		put(t, l.Ring(0), external)
+		closeLog(t, l)
+
+		want := `{"time":"2000-01-01T00:00:00Z","node":"node-a","verdict":"deny","direction":"ingress",` +
+			`"reason":"isolated","proto":"tcp",` +
+			`"src":{"ip":"10.244.1.5","port":40001,"namespace":"shop","pod":"web-1"},` +
+			`"dst":{"ip":"10.244.2.7","port":5432,"namespace":"shop","pod":"db-0"},` +
+			`"policies":["shop/deny-all","shop/db"],"count":1}` + "\n" +
+			`{"time":"2000-01-01T00:00:00Z","node":"node-a","verdict":"deny","direction":"ingress",` +
+			`"reason":"","proto":"47",` +
+			`"src":{"ip":"10.244.1.5","port":0,"namespace":"","pod":""},` +
+			`"dst":{"ip":"2001:db8::1","port":0,"namespace":"","pod":""},` +
+			`"policies":[],"count":1}` + "\n"
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("lines (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestRepeatsAreGatheredInWindows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLog(t, Config{Output: &out})
+		defer closeLog(t, l)
+		r := l.Ring(0)
+
+		for port := uint16(40001); port <= 40005; port++ { // five attempts, each from another port
+			put(t, r, refused(port, 5432))
+		}
+		afterPoll()
+		if got := lines(t, &out); len(got) != 1 || got[0].Count != 1 || got[0].Src.Port != 40001 {
+			t.Fatalf("at once: %+v, want the first attempt alone", got)
+		}
+
+		time.Sleep(defaultWindow)
+		synctest.Wait()
+		got := lines(t, &out)
+		if len(got) != 2 || got[1].Count != 4 || got[1].Src.Port != 40002 {
+			t.Fatalf("after the window: %+v, want one line more, for the four repeats", got)
+		}
+
+		put(t, r, refused(40006, 5432)) // in the second window: told at its end
+		afterPoll()
+		if got := lines(t, &out); len(got) != 2 {
+			t.Fatalf("in the second window: %+v, want nothing more yet", got)
+		}
+		time.Sleep(defaultWindow)
+		synctest.Wait()
+		if got := lines(t, &out); len(got) != 3 || got[2].Count != 1 {
+			t.Fatalf("after the second window: %+v", got)
+		}
+
+		time.Sleep(2 * defaultWindow) // a window without packets: forgotten
+		put(t, r, refused(40007, 5432))
+		afterPoll()
+		if got := lines(t, &out); len(got) != 4 || got[3].Src.Port != 40007 {
+			t.Fatalf("after a quiet window: %+v, want a line at once", got)
+		}
+		if s := l.Stats(); s != (Stats{Lines: 4}) {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+func TestWhatMakesAnotherLine(t *testing.T) {
+	other := &names{[]string{"shop/other"}}
+	same := &names{denyAll.list} // another decision of the same policies, as after a policy change
+	moved := &endpoint.Endpoint{Kind: identity.Pod, Namespace: "shop", Name: "web-2"}
+	tests := []struct {
+		name   string
+		change func(*Record)
+		lines  int
+	}{
+		{"nothing", func(*Record) {}, 1},
+		{"source port", func(r *Record) { r.Src = netip.AddrPortFrom(r.Src.Addr(), 1) }, 1},
+		{"equal policies", func(r *Record) { r.Policies = same }, 1},
+		{"policies", func(r *Record) { r.Policies = other }, 2},
+		{"destination port", func(r *Record) { r.Dst = netip.AddrPortFrom(r.Dst.Addr(), 80) }, 2},
+		{"protocol", func(r *Record) { r.Proto = packet.ProtoUDP }, 2},
+		{"source", func(r *Record) { r.Src = netip.AddrPortFrom(r.Dst.Addr(), r.Src.Port()) }, 2},
+		{"reason", func(r *Record) { r.Reason = nil }, 2},
+		{"owner of the source", func(r *Record) { r.SrcEndpoint = moved }, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				l := newLog(t, Config{Output: &out})
+				a, b := refused(40001, 5432), refused(40001, 5432)
+				tt.change(&b)
+				put(t, l.Ring(0), a)
+				put(t, l.Ring(0), b)
+				afterPoll()
+				if got := lines(t, &out); len(got) != tt.lines {
+					t.Errorf("%d lines, want %d: %+v", len(got), tt.lines, got)
+				}
+				closeLog(t, l)
+			})
+		})
+	}
+}
+
+func TestCloseTellsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLog(t, Config{Output: &out, LinesPerSecond: 1})
+		for port := range uint16(10) {
+			put(t, l.Ring(0), refused(40000, port))
+		}
+		closeLog(t, l)
+		closeLog(t, l) // again does no harm
+		if got := lines(t, &out); len(got) != 10 {
+			t.Errorf("%d lines, want 10, the limit notwithstanding", len(got))
+		}
+		if s := l.Stats(); s.Lost != 0 {
+			t.Errorf("stats %+v, want nothing lost", s)
+		}
+	})
+}
+
+func TestRateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLog(t, Config{Output: &out, LinesPerSecond: 5})
+		for port := range uint16(100) {
+			put(t, l.Ring(0), refused(40000, port))
+		}
+		afterPoll()
+		if got := lines(t, &out); len(got) != 5 {
+			t.Errorf("%d lines at once, want the burst of 5", len(got))
+		}
+		time.Sleep(defaultWindow) // the limiter is full again: 5 more of the 95
+		synctest.Wait()
+		if got := lines(t, &out); len(got) != 10 {
+			t.Errorf("%d lines after the window, want 10", len(got))
+		}
+		want := Stats{Lines: 10, Suppressed: 95 + 90, Lost: 90}
+		if diff := cmp.Diff(want, l.Stats()); diff != "" {
+			t.Errorf("stats (-want +got):\n%s", diff)
+		}
+		closeLog(t, l)
+	})
+}
+
+func TestTableIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLog(t, Config{Output: &out, MaxOpen: 10})
+		for port := range uint16(30) {
+			put(t, l.Ring(0), refused(40000, port))
+		}
+		afterPoll()
+		if diff := cmp.Diff(Stats{Lines: 10, Lost: 20}, l.Stats()); diff != "" {
+			t.Errorf("stats (-want +got):\n%s", diff)
+		}
+		time.Sleep(2 * defaultWindow)
+		put(t, l.Ring(0), refused(40000, 1000))
+		afterPoll()
+		if s := l.Stats(); s.Lines != 11 {
+			t.Errorf("%d lines, want 11: ended windows make room", s.Lines)
+		}
+		closeLog(t, l)
+	})
+}
+
+// failing is an output that fails, after taking some bytes, while it is told to.
+type failing struct {
+	bytes.Buffer
+	err  error
+	take int
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.err != nil {
+		n, _ := f.Buffer.Write(b[:f.take])
+		return n, f.err
+	}
+	return f.Buffer.Write(b)
+}
+
+func TestFailedWritesAreToldLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &failing{err: errors.New("no space left on device"), take: 7}
+		l := newLog(t, Config{Output: out})
+		put(t, l.Ring(0), refused(40001, 5432))
+		afterPoll()
+		put(t, l.Ring(0), refused(40002, 5432))
+		afterPoll()
+		if s := l.Stats(); s != (Stats{WriteErrors: 1}) {
+			t.Errorf("stats with a full disk: %+v", s)
+		}
+		out.err = nil
+		time.Sleep(defaultWindow)
+		synctest.Wait()
+		torn, rest, _ := strings.Cut(out.String(), "\n")
+		if len(torn) != out.take {
+			t.Errorf("torn line %q, want it on a line of its own", torn)
+		}
+		got := lines(t, bytes.NewBufferString(rest))
+		if len(got) != 1 || got[0].Count != 2 || got[0].Src.Port != 40001 {
+			t.Errorf("with room again: %+v, want one line for both packets", got)
+		}
+		closeLog(t, l)
+		if s := l.Stats(); s != (Stats{Lines: 1, WriteErrors: 1}) {
+			t.Errorf("stats at the end: %+v", s)
+		}
+	})
+}
+
+func TestPacketsNeverWrittenAreLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t, Config{Output: &failing{err: errors.New("no space left on device")}})
+		put(t, l.Ring(0), refused(40001, 5432))
+		put(t, l.Ring(0), refused(40002, 5432))
+		closeLog(t, l)
+		if s := l.Stats(); s != (Stats{WriteErrors: 2, Lost: 2}) {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+// stuck is an output whose writes wait until it is released.
+type stuck struct{ release chan struct{} }
+
+func (s *stuck) Write(b []byte) (int, error) {
+	<-s.release
+	return len(b), nil
+}
+
+func TestStuckOutputNeverBlocksAProducer(t *testing.T) {
+	out := &stuck{make(chan struct{})}
+	l := newLog(t, Config{Output: out, RingSize: 8})
+	const n = 1000
+	put0 := 0
+	for i := range uint16(n) {
+		rec := refused(40000, i)
+		if l.Ring(0).Put(&rec) {
+			put0++
+		}
+	}
+	if put0 == n || put0 < 8 {
+		t.Errorf("%d of %d records taken, want about a ring of 8", put0, n)
+	}
+	if s := l.Stats(); s.Lost != uint64(n-put0) {
+		t.Errorf("%d lost, want %d", s.Lost, n-put0)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := l.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close with a stuck output: %v, want the deadline", err)
+	}
+	close(out.release)
+	closeLog(t, l)
+	if s := l.Stats(); s.Lines+s.Lost != n {
+		t.Errorf("%d lines and %d lost, want %d together", s.Lines, s.Lost, n)
+	}
+}
+
+func TestProducersSideBySide(t *testing.T) {
+	var out bytes.Buffer
+	const producers, each = 4, 5000
+	l := newLog(t, Config{Output: &out, Producers: producers, RingSize: 512})
+	var wg sync.WaitGroup
+	for i := range producers {
+		wg.Go(func() {
+			rec := refused(40000, uint16(i))
+			for range each {
+				for !l.Ring(i).Put(&rec) {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	closeLog(t, l)
+	told := map[uint16]uint64{}
+	for _, line := range lines(t, &out) {
+		told[line.Dst.Port] += line.Count
+	}
+	want := map[uint16]uint64{0: each, 1: each, 2: each, 3: each}
+	if diff := cmp.Diff(want, told); diff != "" {
+		t.Errorf("packets told by port (-want +got):\n%s", diff)
+	}
+}
+
+func TestPutAllocatesNothing(t *testing.T) {
+	l := newLog(t, Config{Output: io.Discard, RingSize: 16})
+	defer closeLog(t, l)
+	// A ring that nobody empties, full and not: both ways out of Put count, and no other goroutine allocates.
+	r := newRing(1 << 16)
+	model := refused(40000, 5432)
+	reasons := []constant{deny, ingress, isolated}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range 1 << 17 {
+		rec := model
+		rec.Reason = reasons[i%len(reasons)] // made an interface here, as the caller does
+		r.Put(&rec)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.Mallocs - before.Mallocs; n > 100 { // the runtime's own, now and then
+		t.Errorf("%d allocations in %d calls", n, 1<<17)
+	}
+	if lost := r.lost.Load(); lost != 1<<16 {
+		t.Errorf("%d lost, want %d", lost, 1<<16)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "flows.json")
+	for i := range 2 {
+		f, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(f, i)
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "0\n1\n" {
+		t.Errorf("file %q (%v), want both lines", b, err)
+	}
+	if _, err := Open(t.TempDir()); err == nil {
+		t.Error("a directory was opened")
+	}
+	f, err := Open("-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if _, err := os.Stdout.Stat(); err != nil {
+		t.Errorf("standard output was closed: %v", err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for _, cfg := range []Config{{}, {Output: io.Discard, Window: -1}, {Output: io.Discard, MaxOpen: -1}} {
+		if l, err := New(cfg); err == nil {
+			closeLog(t, l)
+			t.Errorf("New(%+v) took it", cfg)
+		}
+	}
+}
+
+func BenchmarkPut(b *testing.B) {
+	r := newRing(1 << 12)
+	rec := refused(40000, 5432)
+	b.ReportAllocs()
+	for b.Loop() {
+		if !r.Put(&rec) {
+			r.drain(func(*Record) {})
+			r.lost.Store(0)
+		}
+	}
+}
