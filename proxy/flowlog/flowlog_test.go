@@ -64,6 +64,36 @@ func refused(srcPort, dstPort uint16) Record {
 	}
 }
 
+// output is a file in memory. While it is full it takes some bytes of a write before it fails.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	full bool
+	take int
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.full {
+		n, _ := o.text.Write(b[:o.take])
+		return n, errors.New("no space left on device")
+	}
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+func (o *output) fill(full bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.full = full
+}
+
 // line is the part of a line that the tests look at.
 type line struct {
 	Count    uint64
@@ -75,10 +105,10 @@ type line struct {
 	Policies []string
 }
 
-func lines(t *testing.T, b *bytes.Buffer) []line {
+func lines(t *testing.T, text string) []line {
 	t.Helper()
 	var all []line
-	for s := range strings.Lines(b.String()) {
+	for s := range strings.Lines(text) {
 		var l line
 		if err := json.Unmarshal([]byte(s), &l); err != nil {
 			t.Fatalf("line %q: %v", s, err)
@@ -119,7 +149,7 @@ func afterPoll() {
 
 func TestLineShape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out output
 		l := newLog(t, Config{Output: &out, Node: "node-a"})
 		put(t, l.Ring(0), refused(40001, 5432))
 		external := refused(0, 0)
@@ -148,7 +178,7 @@ func TestLineShape(t *testing.T) {
 
 func TestRepeatsAreGatheredInWindows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out output
 		l := newLog(t, Config{Output: &out})
 		defer closeLog(t, l)
 		r := l.Ring(0)
@@ -157,32 +187,32 @@ func TestRepeatsAreGatheredInWindows(t *testing.T) {
 			put(t, r, refused(port, 5432))
 		}
 		afterPoll()
-		if got := lines(t, &out); len(got) != 1 || got[0].Count != 1 || got[0].Src.Port != 40001 {
+		if got := lines(t, out.String()); len(got) != 1 || got[0].Count != 1 || got[0].Src.Port != 40001 {
 			t.Fatalf("at once: %+v, want the first attempt alone", got)
 		}
 
 		time.Sleep(defaultWindow)
 		synctest.Wait()
-		got := lines(t, &out)
+		got := lines(t, out.String())
 		if len(got) != 2 || got[1].Count != 4 || got[1].Src.Port != 40002 {
 			t.Fatalf("after the window: %+v, want one line more, for the four repeats", got)
 		}
 
 		put(t, r, refused(40006, 5432)) // in the second window: told at its end
 		afterPoll()
-		if got := lines(t, &out); len(got) != 2 {
+		if got := lines(t, out.String()); len(got) != 2 {
 			t.Fatalf("in the second window: %+v, want nothing more yet", got)
 		}
 		time.Sleep(defaultWindow)
 		synctest.Wait()
-		if got := lines(t, &out); len(got) != 3 || got[2].Count != 1 {
+		if got := lines(t, out.String()); len(got) != 3 || got[2].Count != 1 {
 			t.Fatalf("after the second window: %+v", got)
 		}
 
 		time.Sleep(2 * defaultWindow) // a window without packets: forgotten
 		put(t, r, refused(40007, 5432))
 		afterPoll()
-		if got := lines(t, &out); len(got) != 4 || got[3].Src.Port != 40007 {
+		if got := lines(t, out.String()); len(got) != 4 || got[3].Src.Port != 40007 {
 			t.Fatalf("after a quiet window: %+v, want a line at once", got)
 		}
 		if s := l.Stats(); s != (Stats{Lines: 4}) {
@@ -213,14 +243,14 @@ func TestWhatMakesAnotherLine(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var out bytes.Buffer
+				var out output
 				l := newLog(t, Config{Output: &out})
 				a, b := refused(40001, 5432), refused(40001, 5432)
 				tt.change(&b)
 				put(t, l.Ring(0), a)
 				put(t, l.Ring(0), b)
 				afterPoll()
-				if got := lines(t, &out); len(got) != tt.lines {
+				if got := lines(t, out.String()); len(got) != tt.lines {
 					t.Errorf("%d lines, want %d: %+v", len(got), tt.lines, got)
 				}
 				closeLog(t, l)
@@ -231,14 +261,14 @@ func TestWhatMakesAnotherLine(t *testing.T) {
 
 func TestCloseTellsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out output
 		l := newLog(t, Config{Output: &out, LinesPerSecond: 1})
 		for port := range uint16(10) {
 			put(t, l.Ring(0), refused(40000, port))
 		}
 		closeLog(t, l)
 		closeLog(t, l) // again does no harm
-		if got := lines(t, &out); len(got) != 10 {
+		if got := lines(t, out.String()); len(got) != 10 {
 			t.Errorf("%d lines, want 10, the limit notwithstanding", len(got))
 		}
 		if s := l.Stats(); s.Lost != 0 {
@@ -249,18 +279,18 @@ func TestCloseTellsEverything(t *testing.T) {
 
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out output
 		l := newLog(t, Config{Output: &out, LinesPerSecond: 5})
 		for port := range uint16(100) {
 			put(t, l.Ring(0), refused(40000, port))
 		}
 		afterPoll()
-		if got := lines(t, &out); len(got) != 5 {
+		if got := lines(t, out.String()); len(got) != 5 {
 			t.Errorf("%d lines at once, want the burst of 5", len(got))
 		}
 		time.Sleep(defaultWindow) // the limiter is full again: 5 more of the 95
 		synctest.Wait()
-		if got := lines(t, &out); len(got) != 10 {
+		if got := lines(t, out.String()); len(got) != 10 {
 			t.Errorf("%d lines after the window, want 10", len(got))
 		}
 		want := Stats{Lines: 10, Suppressed: 95 + 90, Lost: 90}
@@ -273,7 +303,7 @@ func TestRateLimit(t *testing.T) {
 
 func TestTableIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out output
 		l := newLog(t, Config{Output: &out, MaxOpen: 10})
 		for port := range uint16(30) {
 			put(t, l.Ring(0), refused(40000, port))
@@ -292,24 +322,9 @@ func TestTableIsBounded(t *testing.T) {
 	})
 }
 
-// failing is an output that fails, after taking some bytes, while it is told to.
-type failing struct {
-	bytes.Buffer
-	err  error
-	take int
-}
-
-func (f *failing) Write(b []byte) (int, error) {
-	if f.err != nil {
-		n, _ := f.Buffer.Write(b[:f.take])
-		return n, f.err
-	}
-	return f.Buffer.Write(b)
-}
-
 func TestFailedWritesAreToldLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		out := &failing{err: errors.New("no space left on device"), take: 7}
+		out := &output{full: true, take: 7}
 		l := newLog(t, Config{Output: out})
 		put(t, l.Ring(0), refused(40001, 5432))
 		afterPoll()
@@ -318,14 +333,14 @@ func TestFailedWritesAreToldLater(t *testing.T) {
 		if s := l.Stats(); s != (Stats{WriteErrors: 1}) {
 			t.Errorf("stats with a full disk: %+v", s)
 		}
-		out.err = nil
+		out.fill(false)
 		time.Sleep(defaultWindow)
 		synctest.Wait()
 		torn, rest, _ := strings.Cut(out.String(), "\n")
 		if len(torn) != out.take {
 			t.Errorf("torn line %q, want it on a line of its own", torn)
 		}
-		got := lines(t, bytes.NewBufferString(rest))
+		got := lines(t, rest)
 		if len(got) != 1 || got[0].Count != 2 || got[0].Src.Port != 40001 {
 			t.Errorf("with room again: %+v, want one line for both packets", got)
 		}
@@ -338,7 +353,7 @@ func TestFailedWritesAreToldLater(t *testing.T) {
 
 func TestPacketsNeverWrittenAreLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLog(t, Config{Output: &failing{err: errors.New("no space left on device")}})
+		l := newLog(t, Config{Output: &output{full: true}})
 		put(t, l.Ring(0), refused(40001, 5432))
 		put(t, l.Ring(0), refused(40002, 5432))
 		closeLog(t, l)
@@ -386,7 +401,7 @@ func TestStuckOutputNeverBlocksAProducer(t *testing.T) {
 }
 
 func TestProducersSideBySide(t *testing.T) {
-	var out bytes.Buffer
+	var out output
 	const producers, each = 4, 5000
 	l := newLog(t, Config{Output: &out, Producers: producers, RingSize: 512})
 	var wg sync.WaitGroup
@@ -403,7 +418,7 @@ func TestProducersSideBySide(t *testing.T) {
 	wg.Wait()
 	closeLog(t, l)
 	told := map[uint16]uint64{}
-	for _, line := range lines(t, &out) {
+	for _, line := range lines(t, out.String()) {
 		told[line.Dst.Port] += line.Count
 	}
 	want := map[uint16]uint64{0: each, 1: each, 2: each, 3: each}
