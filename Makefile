@@ -1,0 +1,108 @@
+# firstpacket: `make` lists what there is.
+#
+# Everything is pure Go: nothing but Go is needed to build, demo and test. Only the race detector wants a C compiler,
+# which is installed where that is possible.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TESTFLAGS   ?=
+PKG         ?= ./...
+FUZZTIME    ?= 30s
+CACHE       := $(CURDIR)/.cache/bin
+
+export CGO_ENABLED := 0
+# A go.work of a folder above, or vendoring, would build something else than go.mod says.
+export GOWORK := off
+
+##@ Everyday
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: need-go ## Build bin/firstpacket, one static binary
+	@$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/firstpacket ./cmd/firstpacket
+	@echo "built bin/firstpacket $(VERSION)"
+
+.PHONY: demo
+demo: build ## Show a small shop behind firstpacket, on real packets (in network namespaces of its own)
+	@bin/firstpacket lab
+
+.PHONY: clean
+clean: ## Remove what was built here (Go's own cache stays)
+	rm -rf bin .cache
+
+##@ Tests
+
+.PHONY: test
+test: test-servers ## Run all tests, with real packets and a real API server; as root or not
+	@echo "testing $(PKG)"
+	@$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
+
+.PHONY: test-race
+test-race: need-gcc test-servers ## Run the tests under the race detector
+	@echo "testing $(PKG) under the race detector"
+	@CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
+
+.PHONY: fuzz
+fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
+	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort); \
+	while IFS=: read -r file func; do \
+		[ -n "$$file" ] || { echo "no fuzz target found" >&2; exit 1; }; \
+		name=$${func#func }; echo "fuzzing $$(dirname "$$file") $$name for $(FUZZTIME)"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	done <<<"$$found"
+
+.PHONY: benchmark-once
+benchmark-once: need-go ## Run every Go benchmark once, so that none rots
+	@$(GO) test -run '^$$' -bench . -benchtime 1x $(PKG)
+
+.PHONY: lint
+lint: $(CACHE)/golangci-lint ## Check formatting, go.mod, the direction of imports and the chosen lint rules
+	@$(GO) mod tidy -diff
+	@$(CACHE)/golangci-lint run --allow-parallel-runners $(PKG)
+	@echo "lint: nothing to say"
+
+##@ Tools, built from source once and kept in .cache/bin
+
+KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' bench/apiserver/go.mod)
+SERVERS    := etcd kube-apiserver kube-controller-manager
+
+.PHONY: test-servers
+test-servers: $(SERVERS:%=$(CACHE)/%) ## Build etcd and Kubernetes' servers (5 to 10 minutes the first time)
+
+$(CACHE)/etcd: SOURCE := go.etcd.io/etcd/server/v3
+$(CACHE)/kube-%: SOURCE = k8s.io/kubernetes/cmd/$(@F)
+$(SERVERS:%=$(CACHE)/%): bench/apiserver/go.mod bench/apiserver/go.sum | need-go
+	@echo "building $(@F) (minutes the first time)"
+	@$(GO) build -C bench/apiserver -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' \
+		-o $@ $(SOURCE)
+	@touch $@
+
+$(CACHE)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum | need-go
+	@echo "building $(@F) (minutes the first time)"
+	@$(GO) build -C .ci/tools -ldflags '-s -w' -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+.PHONY: need-go
+need-go:
+	@command -v $(GO) >/dev/null || { echo "Go is needed (see go.mod for the version): https://go.dev/dl" >&2; exit 1; }
+
+.PHONY: need-gcc
+need-gcc: need-go
+	@if ! command -v gcc >/dev/null || [ ! -e /usr/include/stdlib.h ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing gcc for the race detector"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y gcc libc6-dev >/dev/null; \
+		else \
+			echo "the race detector needs gcc and the C library's headers: apt-get install gcc libc6-dev" >&2; exit 1; \
+		fi; \
+	fi
