@@ -11,7 +11,8 @@ import (
 // prefix of the temporary directories, by which those of dead processes are found.
 const prefix = "firstpacket-kube-"
 
-// lockName is a file in each temporary directory that its owner holds locked; the kernel unlocks it when the owner dies.
+// lockName is a file in each temporary directory that its owner holds locked; the kernel unlocks it when the owner
+// dies.
 const lockName = "lock"
 
 // directory is where a cluster keeps its files.

@@ -1,7 +1,7 @@
 // Package kube runs a real Kubernetes control plane on this machine: etcd, kube-apiserver and, where asked for,
-// kube-controller-manager, as processes of their own on free ports of one address, with certificates made on the fly and
-// RBAC on. It is ready within seconds, keeps its data in one directory, and nothing of it survives the process that
-// started it. Tests use it to put the agent before the real thing, and to take that away again.
+// kube-controller-manager, as processes of their own on free ports of one address, with certificates made on the fly
+// and RBAC on. It is ready within seconds, keeps its data in one directory, and nothing of it survives the process
+// that started it. Tests use it to put the agent before the real thing, and to take that away again.
 //
 // The binaries are built from source by `make test-servers` (bench/apiserver pins the versions); this package imports
 // nothing of them.
@@ -21,8 +21,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// BinDirVariable names the environment variable that says where the servers' binaries are, for tests that run outside of
-// the repository.
+// BinDirVariable names the environment variable that says where the servers' binaries are, for tests that run outside
+// of the repository.
 const BinDirVariable = "FIRSTPACKET_TEST_SERVERS"
 
 // ErrNotBuilt is wrapped by Start's error when a server's binary is missing.
@@ -33,20 +33,20 @@ type Options struct {
 	// Dir keeps data, certificates and logs. Empty: a temporary directory that Stop removes, and that the next Start
 	// removes when the process dies before it can.
 	Dir string
-	// BinDir has the binaries. Empty: the value of BinDirVariable, or else .cache/bin of the repository that the working
-	// directory is in.
+	// BinDir has the binaries. Empty: the value of BinDirVariable, or else .cache/bin of the repository that the
+	// working directory is in.
 	BinDir string
 	// Listen is the address of the API server. Zero: 127.0.0.1. etcd always listens on 127.0.0.1.
 	Listen netip.Addr
 	// Names are further addresses or host names that the API server's certificate is valid for.
 	Names []string
-	// Netns is the descriptor of the network namespace that the servers run in; it must stay open until Stop, and its lo
-	// must be up. 0: the namespace of this process. The clients made from Config dial from inside that namespace.
+	// Netns is the descriptor of the network namespace that the servers run in; it must stay open until Stop, and its
+	// lo must be up. 0: the namespace of this process. The clients made from Config dial from inside that namespace.
 	Netns int
 	// ServiceCIDRs are the ranges of ClusterIPs, one per family. Empty: 10.96.0.0/16 and fd00:96::/112.
 	ServiceCIDRs []netip.Prefix
-	// ControllerManager starts kube-controller-manager too. Without it nothing makes pods of Deployments, EndpointSlices
-	// of Services, or service accounts, and pods need none.
+	// ControllerManager starts kube-controller-manager too. Without it nothing makes pods of Deployments,
+	// EndpointSlices of Services, or service accounts, and pods need none.
 	ControllerManager bool
 	// APIServerArgs are further arguments for kube-apiserver, after those this package gives.
 	APIServerArgs []string
@@ -129,8 +129,8 @@ func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
 // Kubeconfig is the path of the administrator's kubeconfig. Programs that use it dial from the namespace they run in.
 func (c *Cluster) Kubeconfig() string { return c.dir.path("admin.kubeconfig") }
 
-// KubeconfigFor writes a kubeconfig for a user, who may do what RBAC grants the user and the groups, and returns its path.
-// A service account is the user "system:serviceaccount:NAMESPACE:NAME".
+// KubeconfigFor writes a kubeconfig for a user, who may do what RBAC grants the user and the groups, and returns its
+// path. A service account is the user "system:serviceaccount:NAMESPACE:NAME".
 func (c *Cluster) KubeconfigFor(user string, groups ...string) (string, error) {
 	cert, err := c.ca.client(user, groups)
 	if err != nil {

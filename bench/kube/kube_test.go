@@ -234,7 +234,8 @@ func TestPausedServerHangs(t *testing.T) {
 	c.APIServer.Pause()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+	_, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a paused API server: %v, want the deadline", err)
 	}
 	c.APIServer.Resume()

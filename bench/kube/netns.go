@@ -73,11 +73,9 @@ func reserve(netns int, addr netip.Addr) (*reservation, error) {
 }
 
 func reservePort(addr netip.Addr) (*reservation, error) {
-	family, local := unix.AF_INET, unix.Sockaddr(nil)
+	family, local := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16()})
 	if addr.Is4() {
-		local = &unix.SockaddrInet4{Addr: addr.As4()}
-	} else {
-		family, local = unix.AF_INET6, &unix.SockaddrInet6{Addr: addr.As16()}
+		family, local = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -19,7 +19,8 @@ import (
 // validity of everything signed here; a test cluster does not live longer than a day.
 const validity = 24 * time.Hour
 
-// authority is the cluster's certificate authority: it vouches for the servers, etcd's clients and the API's users alike.
+// authority is the cluster's certificate authority: it vouches for the servers, etcd's clients and the API's users
+// alike.
 type authority struct {
 	cert *x509.Certificate
 	key  crypto.Signer
@@ -103,7 +104,7 @@ func newTemplate(subject pkix.Name) *x509.Certificate {
 
 func serial() *big.Int {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // never fails since Go 1.24 (crypto/rand documentation)
+	rand.Read(b) // never fails since Go 1.24 (crypto/rand documentation)
 	return new(big.Int).SetBytes(b)
 }
 

@@ -128,8 +128,8 @@ func (p *process) ended() bool {
 	}
 }
 
-// Stop asks the server to end (SIGTERM), as an upgrade would, and waits for it; when ctx ends first it is killed and the
-// context's error returned. Stopping a server that does not run does nothing.
+// Stop asks the server to end (SIGTERM), as an upgrade would, and waits for it; when ctx ends first it is killed and
+// the context's error returned. Stopping a server that does not run does nothing.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

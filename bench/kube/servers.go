@@ -137,9 +137,9 @@ func (c *Cluster) writeKubeconfig(path, user string, cert pair) error {
 	return clientcmd.WriteToFile(*config, path)
 }
 
-// Compact makes etcd forget every revision before the newest one, and returns that revision. A watch that starts from an
-// older resource version is then refused ("too old resource version", 410 Gone) as soon as the API server's own watch
-// cache does not reach back that far either; it never does after a restart.
+// Compact makes etcd forget every revision before the newest one, and returns that revision. A watch that starts from
+// an older resource version is then refused ("too old resource version", 410 Gone) as soon as the API server's own
+// watch cache does not reach back that far either; it never does after a restart.
 func (c *Cluster) Compact(ctx context.Context) (int64, error) {
 	var status struct {
 		Header struct {

@@ -13,8 +13,8 @@ import (
 type Record struct {
 	// Time is when the verdict was given, in nanoseconds since the Unix epoch.
 	Time int64
-	// Src and Dst are as policy saw them: destinations after DNAT, sources before SNAT. The ports are zero for protocols
-	// without ports and for fragments.
+	// Src and Dst are as policy saw them: destinations after DNAT, sources before SNAT. The ports are zero for
+	// protocols without ports and for fragments.
 	Src, Dst netip.AddrPort
 	// SrcEndpoint and DstEndpoint own the addresses; nil for addresses outside of the cluster.
 	SrcEndpoint, DstEndpoint *endpoint.Endpoint
