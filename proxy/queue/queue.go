@@ -1,0 +1,281 @@
+// Package queue reads packets that the kernel diverted to an NFQUEUE and gives their verdicts back: the hot loop between
+// the kernel and the policy engine.
+//
+// One Queue serves one queue number with one OS thread and one netlink socket. Its loop reads several packets with one
+// system call into buffers that it reuses, asks the Handler, and hands all verdicts over with one system call. It takes no
+// lock and allocates nothing. Before it blocks it looks a bounded number of times for more, since the wake-up of a
+// sleeping thread costs more than all the work on a packet.
+//
+// A packet whose verdict has to wait (its addresses are not known yet) is held: its bytes stay in a bounded list and the
+// packet stays in the kernel, until Wake has it judged again or its time is over.
+//
+// Everything fails closed: a packet that the loop could not read or understand is dropped when its id is known and
+// otherwise stays in the kernel unanswered; when the loop ends, the kernel drops what is still queued.
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind is what becomes of a packet. Values not listed here count as Drop, and so does the zero Kind.
+type Kind uint8
+
+const (
+	// Drop discards the packet.
+	Drop Kind = iota
+	// Accept lets the packet go on behind the hook.
+	Accept
+	// Repeat runs the packet through the hook once more, with a new packet mark.
+	Repeat
+	// Hold keeps the packet, to be handled again after Wake or when its time is over.
+	Hold
+)
+
+// Verdict is the answer to one packet.
+type Verdict struct {
+	Kind Kind
+	// Mark is the whole new packet mark (skb->mark) of a Repeat. It is not used with other kinds.
+	Mark uint32
+}
+
+// Packet is one queued packet. It and its Payload are valid during Handle only.
+type Packet struct {
+	// ID is the kernel's number of the packet in this queue.
+	ID uint32
+	// Hook is the netfilter hook that queued it: NF_INET_LOCAL_IN, NF_INET_FORWARD, … (linux/netfilter.h).
+	Hook uint8
+	// Mark is the packet mark (skb->mark).
+	Mark uint32
+	// Payload starts at the IP header and has at most the configured number of bytes; the packet may be longer.
+	Payload []byte
+	// Held: the packet was held, and this is not the first time it is handled.
+	Held bool
+	// Expired: it cannot be held any longer (its time is over, or there was no room); the answer Hold is a Drop.
+	Expired bool
+	// Received is when it was read first, on the clock of Now.
+	Received int64
+}
+
+// Handler judges the packets of one queue. All its methods are called on the thread of that queue only. They must neither
+// block nor allocate.
+type Handler interface {
+	// Begin comes before the packets of a batch.
+	Begin()
+	// Handle judges one packet.
+	Handle(p *Packet) Verdict
+	// End comes after the kernel has processed all verdicts of the batch, including the way that accepted and repeated
+	// packets take from there: nothing of what was decided since Begin is still to happen.
+	End()
+}
+
+// Defaults of Config.
+const (
+	DefaultMaxLen        = 4096
+	DefaultCopyRange     = 256
+	DefaultReceiveBuffer = 4 << 20
+	DefaultBatch         = 32
+	DefaultSpin          = 20
+	DefaultHoldSlots     = 1024
+	DefaultHoldTime      = time.Second
+)
+
+// Config says how to open a queue. All but Handler may be left zero.
+type Config struct {
+	// Number is the queue number in the network namespace of the thread that calls Open.
+	Number uint16
+	// Handler judges the packets. Required.
+	Handler Handler
+	// FailOpen has the kernel accept packets that do not fit into the queue, instead of dropping them.
+	FailOpen bool
+	// MaxLen is how many packets wait in the kernel at most, held ones included (default DefaultMaxLen).
+	MaxLen int
+	// CopyRange is how many bytes of a packet the kernel copies (default DefaultCopyRange). It has to reach the ports
+	// behind IPv6 extension headers and IPv4 options.
+	CopyRange int
+	// ReceiveBuffer is the size of the socket's receive buffer in bytes, which the kernel doubles for its own overhead
+	// (default DefaultReceiveBuffer). Without CAP_NET_ADMIN on the host it is limited by net.core.rmem_max.
+	ReceiveBuffer int
+	// Batch is how many packets are read and answered together at most (default DefaultBatch).
+	Batch int
+	// Spin is how many empty reads precede blocking (default DefaultSpin; negative: none).
+	Spin int
+	// HoldSlots is how many packets are held at most (default DefaultHoldSlots; negative: none). Each costs CopyRange
+	// bytes and, on kernels that look packets up in a list (before 7.0), some time of every verdict.
+	HoldSlots int
+	// HoldTime is how long a packet is held at most (default DefaultHoldTime).
+	HoldTime time.Duration
+}
+
+// withDefaults returns the configuration with defaults filled in, or what is wrong with it.
+func (c Config) withDefaults() (Config, error) {
+	fill := func(v *int, def int) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	fill(&c.MaxLen, DefaultMaxLen)
+	fill(&c.CopyRange, DefaultCopyRange)
+	fill(&c.ReceiveBuffer, DefaultReceiveBuffer)
+	fill(&c.Batch, DefaultBatch)
+	fill(&c.Spin, DefaultSpin)
+	fill(&c.HoldSlots, DefaultHoldSlots)
+	c.Spin, c.HoldSlots = max(c.Spin, 0), max(c.HoldSlots, 0)
+	if c.HoldTime == 0 {
+		c.HoldTime = DefaultHoldTime
+	}
+	switch {
+	case c.Handler == nil:
+		return c, errors.New("no handler")
+	case c.MaxLen < 1 || c.MaxLen <= c.HoldSlots:
+		return c, fmt.Errorf("maximum length %d leaves no room beside %d held packets", c.MaxLen, c.HoldSlots)
+	case c.CopyRange < minCopyRange || c.CopyRange > maxCopyRange:
+		return c, fmt.Errorf("copy range %d is not within %d..%d", c.CopyRange, minCopyRange, maxCopyRange)
+	case c.ReceiveBuffer < 0 || c.ReceiveBuffer > 1<<30:
+		return c, fmt.Errorf("receive buffer of %d bytes is not within 0..%d", c.ReceiveBuffer, 1<<30)
+	case c.Batch < 1 || c.Batch > maxBatch:
+		return c, fmt.Errorf("batch %d is not within 1..%d", c.Batch, maxBatch)
+	case c.HoldTime < 0:
+		return c, fmt.Errorf("hold time %v is negative", c.HoldTime)
+	}
+	return c, nil
+}
+
+const (
+	minCopyRange = 60    // an IPv4 header with all options
+	maxCopyRange = 65531 // NFQNL_MAX_COPY_RANGE (linux/net/netfilter/nfnetlink_queue.c)
+	maxBatch     = 1024  // UIO_MAXIOV, the limit of recvmmsg
+)
+
+// The reasons why a queue cannot be opened. The errors returned match these and the kernel's errno with errors.Is.
+var (
+	// ErrTaken: another socket serves this queue number.
+	ErrTaken = errors.New("queue number is taken by another process")
+	// ErrUnsupported: the kernel has no NFQUEUE (nfnetlink_queue).
+	ErrUnsupported = errors.New("kernel does not support NFQUEUE")
+	// ErrPermission: the thread lacks CAP_NET_ADMIN in the user namespace of its network namespace.
+	ErrPermission = errors.New("no permission to use NFQUEUE (CAP_NET_ADMIN)")
+)
+
+// Queue is an open queue. Its number is taken from Open until Run returns, or until Close when it never ran.
+type Queue struct {
+	cfg     Config
+	handler Handler
+
+	fd    int // netlink socket, non-blocking, not known to Go's poller
+	event int // eventfd that ends the wait
+	poll  [2]unix.PollFd
+
+	rx    receiver
+	tx    sender
+	held  holdList
+	tally tally
+	stats counters
+
+	// signals gathers what others want of the loop; event is written when a bit appears.
+	signals atomic.Uint32
+	started atomic.Bool
+
+	mu     sync.Mutex // guards event against use after close; not taken by the loop
+	closed bool
+}
+
+const (
+	signalWake = 1 << iota
+	signalStop
+)
+
+// Open takes the queue number in the calling thread's network namespace. From here on the kernel queues packets.
+func Open(cfg Config) (*Queue, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("configure queue %d: %w", cfg.Number, err)
+	}
+	fd, err := bind(&cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open queue %d: %w", cfg.Number, err)
+	}
+	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("open queue %d: eventfd: %w", cfg.Number, err)
+	}
+	q := &Queue{
+		cfg:     cfg,
+		handler: cfg.Handler,
+		fd:      fd,
+		event:   event,
+		poll: [2]unix.PollFd{
+			{Fd: int32(fd), Events: unix.POLLIN},
+			{Fd: int32(event), Events: unix.POLLIN},
+		},
+		rx: newReceiver(cfg.Batch, cfg.CopyRange),
+		tx: newSender(cfg.Number, cfg.Batch),
+	}
+	q.held.init(cfg.HoldSlots, cfg.CopyRange)
+	return q, nil
+}
+
+// Run serves the queue on an OS thread of its own until ctx ends (then it returns nil) or until the queue cannot be served
+// any more. It closes the queue; packets still queued are dropped by the kernel. It can be called once.
+func (q *Queue) Run(ctx context.Context) error {
+	if q.started.Swap(true) {
+		return fmt.Errorf("run queue %d: it ran before or is closed", q.cfg.Number)
+	}
+	defer q.close()
+	stop := context.AfterFunc(ctx, func() { q.signal(signalStop) })
+	defer stop()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := q.loop(); err != nil {
+		return fmt.Errorf("run queue %d: %w", q.cfg.Number, err)
+	}
+	return nil
+}
+
+// Wake has all packets that are held now handled again, soon and on the queue's thread: what they wait for may be known.
+// It may be called from anywhere at any time, and does not wait.
+func (q *Queue) Wake() { q.signal(signalWake) }
+
+// Close gives the number back when Run was not called; else it does nothing, since Run closes the queue by itself.
+func (q *Queue) Close() {
+	if !q.started.Swap(true) {
+		q.close()
+	}
+}
+
+// Number is the queue number.
+func (q *Queue) Number() uint16 { return q.cfg.Number }
+
+func (q *Queue) signal(bit uint32) {
+	if q.signals.Or(bit)&bit != 0 {
+		return // the one who set it writes, or the loop saw it
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		one := [8]byte{1, 1, 1, 1, 1, 1, 1, 1} // any number but 0, in either byte order
+		_, _ = unix.Write(q.event, one[:])     // fails only when the counter is full, which wakes as well
+	}
+}
+
+func (q *Queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	_ = unix.Close(q.fd)
+	_ = unix.Close(q.event)
+}
+
+// epoch is the zero of Now.
+var epoch = time.Now()
+
+// Now reads the monotonic clock that Packet.Received is on, in nanoseconds.
+func Now() int64 { return int64(time.Since(epoch)) }
