@@ -33,7 +33,7 @@ func (g *generator) change(c *oracle.Cluster, s *system) string {
 		}
 		return c.Pods[g.pick(len(c.Pods))]
 	}
-	switch g.pick(11) {
+	switch g.pick(12) {
 	case 0:
 		p := g.pod()
 		setPod(p)
@@ -63,7 +63,7 @@ func (g *generator) change(c *oracle.Cluster, s *system) string {
 			p.Status.PodIPs, p.Status.PodIP = old.Status.PodIPs, old.Status.PodIP
 			p.Spec.HostNetwork, p.Spec.NodeName = old.Spec.HostNetwork, old.Spec.NodeName
 			if g.oneIn(2) {
-				p.Labels, p.Namespace, p.Spec.Containers = old.Labels, old.Namespace, old.Spec.Containers
+				p.Labels, p.Namespace = old.Labels, old.Namespace
 			}
 			if g.oneIn(2) {
 				setPod(p)
@@ -112,6 +112,13 @@ func (g *generator) change(c *oracle.Cluster, s *system) string {
 		c.Nodes = append(c.Nodes, n)
 		s.index.SetNode(cluster.NewNode(n))
 		return "set node " + name
+	case 11:
+		if p := anyPod(); p != nil {
+			p = p.DeepCopy()
+			p.Spec.Containers = []corev1.Container{g.container(nil)}
+			setPod(p)
+			return "other ports for pod " + p.Name
+		}
 	}
 	return "nothing"
 }

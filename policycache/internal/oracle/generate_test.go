@@ -284,13 +284,22 @@ func addresses(c *oracle.Cluster) []netip.Addr {
 	return slices.Compact(list)
 }
 
+// sample chooses which of all probes are asked: every stride-th from the offset on. Many clusters asked a little find more
+// than few that are asked everything.
+type sample struct{ stride, offset int }
+
+var everything = sample{stride: 1}
+
+func (g *generator) sample() sample { return sample{stride: 9, offset: g.pick(9)} }
+
 // probes yields packets between all addresses of one family.
-func probes(addrs []netip.Addr, node string) func(func(oracle.Probe) bool) {
+func probes(addrs []netip.Addr, node string, part sample) func(func(oracle.Probe) bool) {
 	kinds := []oracle.Probe{
 		{Protocol: corev1.ProtocolTCP, SrcPort: 40000, DstPort: 80},
 		{Protocol: corev1.ProtocolTCP, SrcPort: 80, DstPort: 8080},
 		{Protocol: corev1.ProtocolTCP, SrcPort: 80, DstPort: 40000, MidStream: true},
 		{Protocol: corev1.ProtocolTCP, SrcPort: 53, DstPort: 65535},
+		{Protocol: corev1.ProtocolTCP, SrcPort: 1, DstPort: 53},
 		{Protocol: corev1.ProtocolTCP, Fragment: true},
 		{Protocol: corev1.ProtocolUDP, SrcPort: 40000, DstPort: 53},
 		{Protocol: corev1.ProtocolUDP, SrcPort: 53, DstPort: 81},
@@ -300,12 +309,16 @@ func probes(addrs []netip.Addr, node string) func(func(oracle.Probe) bool) {
 		{Protocol: corev1.ProtocolTCP, SrcPort: 40000, DstPort: 80, Hook: "input"},
 	}
 	return func(yield func(oracle.Probe) bool) {
+		i := 0
 		for _, src := range addrs {
 			for _, dst := range addrs {
 				if src.Is4() != dst.Is4() {
 					continue
 				}
 				for _, p := range kinds {
+					if i++; i%part.stride != part.offset {
+						continue
+					}
 					p.Src, p.Dst, p.Node = src, dst, node
 					if p.Hook == "" {
 						p.Hook = "forward"
