@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if os.Getenv(crasher) != "" {
+		os.Exit(crash())
+	}
 	goleak.VerifyTestMain(m)
 }
 
