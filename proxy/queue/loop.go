@@ -73,18 +73,19 @@ func (q *Queue) serveMessage(m *message, now int64) error {
 	switch m.kind {
 	case messagePacket:
 		q.tally.packets++
-		p := Packet{ID: m.id, Hook: m.hook, Mark: m.mark, Payload: m.payload, Received: now}
-		v := q.handler.Handle(&p)
+		p := &q.packet
+		*p = Packet{ID: m.id, Hook: m.hook, Mark: m.mark, Payload: m.payload, Received: now}
+		v := q.handler.Handle(p)
 		if v.Kind == Hold {
-			if q.held.add(&p, now+int64(q.cfg.HoldTime)) {
+			if q.held.add(p, now+int64(q.cfg.HoldTime)) {
 				q.tally.held++
 				return nil
 			}
 			q.tally.holdFull++
 			p.Expired = true
-			v = q.handler.Handle(&p)
+			v = q.handler.Handle(p)
 		}
-		return q.answer(p.ID, v)
+		return q.answer(m.id, v)
 	case messageBroken:
 		q.tally.malformed++
 		if m.hasID {
@@ -121,9 +122,11 @@ func (q *Queue) serveHeld() error {
 				break
 			}
 		}
-		p := q.held.slots[i].packet
+		p := &q.packet
+		*p = q.held.slots[i].packet
 		p.Expired = expired
-		v := q.handler.Handle(&p)
+		id := p.ID
+		v := q.handler.Handle(p)
 		if v.Kind == Hold && !expired {
 			continue
 		}
@@ -131,7 +134,7 @@ func (q *Queue) serveHeld() error {
 			q.tally.expired++
 		}
 		q.held.remove(i)
-		if err := q.answer(p.ID, v); err != nil {
+		if err := q.answer(id, v); err != nil {
 			return err
 		}
 	}

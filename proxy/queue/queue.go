@@ -179,6 +179,8 @@ type Queue struct {
 	tally tally
 	stats counters
 
+	packet Packet // the one being handled; a local one would go to the heap, as the handler may be anything
+
 	// signals gathers what others want of the loop; event is written when a bit appears.
 	signals atomic.Uint32
 	started atomic.Bool
