@@ -1,0 +1,325 @@
+package ruleset
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Names of what exists once, for both families.
+const (
+	setVerdicts  = "verdicts"
+	setWithPorts = "with_ports"
+	setNeighbour = "neighbour_discovery"
+
+	chainForward = "forward"
+	chainInput   = "input"
+	chainOutput  = "output"
+	chainDivert  = "divert"
+	chainJudge   = "judge"
+	chainAdmit   = "admit"
+	chainCommit  = "commit"
+	chainDeny    = "deny"
+	chainRefuse  = "refuse"
+	chainQueue   = "queue"
+
+	counterAdmitted = "admitted"
+	counterCached   = "cached"
+	counterRefused  = "refused"
+	counterInvalid  = "invalid"
+	counterQueued   = "queued"
+)
+
+// loIndex is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
+const loIndex = 1
+
+// layout is everything of the table that does not change while an agent runs.
+type layout struct {
+	table    *nftables.Table
+	sets     []*nftables.Set
+	counters []string
+	chains   []chain
+	// constants are the sets whose content belongs to the rules.
+	constants elements
+}
+
+type chain struct {
+	// spec has a hook for base chains.
+	spec  *nftables.Chain
+	rules []rule
+}
+
+func (c chain) base() bool { return c.spec.Hooknum != nil }
+
+func newLayout(cfg Config, features Features) *layout {
+	l := &layout{
+		table:     &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
+		counters:  []string{counterAdmitted, counterCached, counterInvalid, counterQueued, counterRefused},
+		constants: elements{},
+	}
+	l.addSets(cfg)
+	l.addBaseChains(cfg)
+	l.addDivert()
+	for _, f := range families {
+		l.addJudge(f)
+	}
+	l.addAdmit(cfg)
+	l.addRefuse(cfg)
+	l.addQueue(cfg, features)
+	return l
+}
+
+func (l *layout) addSets(cfg Config) {
+	add := func(s nftables.Set, comment string) {
+		s.Table, s.Comment = l.table, comment
+		l.sets = append(l.sets, &s)
+	}
+	// Both pairs of elements fit while a transaction replaces one by the other.
+	add(nftables.Set{Name: setVerdicts, KeyType: nftables.TypeMark, KeyByteOrder: binaryutil.NativeEndian,
+		IsMap: true, DataType: nftables.TypeVerdict, Size: 4}, "marks of the generation in force")
+	add(nftables.Set{Name: setWithPorts, KeyType: nftables.TypeInetProto}, "protocols whose tuples are cached")
+	for _, p := range protosWithPorts {
+		l.constants.add(setWithPorts, []byte{p})
+	}
+	add(nftables.Set{Name: setNeighbour, KeyType: nftables.TypeICMP6Type}, "RFC 4861 without redirects")
+	for t := byte(133); t <= 136; t++ { // router and neighbour solicitation and advertisement
+		l.constants.add(setNeighbour, []byte{t})
+	}
+	for _, f := range families {
+		pair := nftables.MustConcatSetType(f.addrType, f.addrType)
+		tuple := nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetProto, nftables.TypeInetService)
+		add(nftables.Set{Name: f.set(kindIngress), KeyType: f.addrType}, "local pods isolated for ingress")
+		add(nftables.Set{Name: f.set(kindEgress), KeyType: f.addrType}, "local pods isolated for egress")
+		add(nftables.Set{Name: f.set(kindPods), KeyType: f.addrType, Interval: true}, "pod CIDRs of this node")
+		add(nftables.Set{Name: f.set(kindKnown), KeyType: f.addrType}, "known addresses, pods or not")
+		add(nftables.Set{Name: f.set(kindSelf), KeyType: pair}, "every local pod with itself")
+		add(nftables.Set{Name: f.set(kindAllowed), KeyType: tuple, Dynamic: true, Size: cfg.AllowedSize},
+			"tuples that need no question")
+		add(nftables.Set{Name: f.set(kindDenied), KeyType: tuple, Dynamic: true, Size: cfg.DeniedSize,
+			HasTimeout: true, Timeout: cfg.DeniedTimeout}, "tuples refused a moment ago")
+	}
+}
+
+func (l *layout) addChain(name string, rules ...rule) {
+	l.chains = append(l.chains, chain{&nftables.Chain{Name: name, Table: l.table}, rules})
+}
+
+// addBaseChains hooks the table in. The priorities see destinations after DNAT and sources before SNAT, IPVS included,
+// and allow reject. The policy is accept: only what is diverted can be refused.
+func (l *layout) addBaseChains(cfg Config) {
+	add := func(name string, hook *nftables.ChainHook, priority nftables.ChainPriority, rules ...rule) {
+		policy := nftables.ChainPolicyAccept
+		l.chains = append(l.chains, chain{&nftables.Chain{
+			Name: name, Table: l.table, Type: nftables.ChainTypeFilter, Hooknum: hook,
+			Priority: nftables.ChainPriorityRef(priority), Policy: &policy,
+		}, rules})
+	}
+	m := cfg.Mask
+	first := []rule{
+		do(markIs(ctMark, m.Mask(), m.Admitted()), accept).note("established flows"),
+		do(markIs(ctMark, m.Mask(), m.Revoked()), goTo(chainRefuse)).note("flows no longer allowed"),
+		do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"),
+	}
+	with := func(rules ...rule) []rule { return append(append([]rule{}, first...), rules...) }
+
+	add(chainForward, nftables.ChainHookForward, *nftables.ChainPriorityFilter,
+		with(do(goTo(chainDivert)))...)
+	add(chainInput, nftables.ChainHookInput, *nftables.ChainPriorityNATSource+1,
+		with(do(iif.is(`"lo"`, host(loIndex)...), accept), do(goTo(chainDivert)))...)
+
+	var output []rule
+	if cfg.DenyWith == Reject {
+		// The kernel's answers to a refused packet carry the conntrack entry of its flow, and pass this hook.
+		revoked := markIs(ctMark, m.Mask(), m.Revoked())
+		output = append(output,
+			do(revoked, l4proto.is("", unix.IPPROTO_TCP).quiet(), tcpFlags.masked("tcp flags rst", []byte{tcpRST},
+				expr.CmpOpNeq, []byte{0}), accept).note("the refusal itself"),
+			do(revoked, stateIs("related", expr.CtStateBitRELATED), accept).note("the refusal itself"))
+	}
+	output = append(output, first...)
+	for _, f := range families {
+		// A local pod is asked for as the pair of itself. The node itself always reaches its pods.
+		output = append(output, f.do(sourceType.is("local", host(unix.RTN_LOCAL)...),
+			notIn(f.set(kindSelf), f.source(), f.source()), accept).note("the node reaches its pods"))
+	}
+	add(chainOutput, nftables.ChainHookOutput, *nftables.ChainPriorityFilter,
+		append(output, do(goTo(chainDivert)))...)
+}
+
+// TCP flag bits, RFC 9293, section 3.1.
+const (
+	tcpSYN = 0x02
+	tcpRST = 0x04
+	tcpACK = 0x10
+)
+
+// addDivert picks out what must be judged; all else falls off the end of the chain and is accepted. A packet without
+// conntrack entry (untracked or invalid) ends the rules that read one, so it goes on to the addresses.
+func (l *layout) addDivert() {
+	l.addChain(chainDivert,
+		do(ctDir.is("reply", 1), accept).note("answers"), // IP_CT_DIR_REPLY
+		do(ipv4.only(), goTo(ipv4.set(chainDivert))),
+		do(ipv6.only(), goTo(ipv6.set(chainDivert))),
+	)
+	for _, f := range families {
+		rules := []rule{
+			do(l4proto.is(protoName(f.icmp), f.icmp), stateIs("related", expr.CtStateBitRELATED), accept).
+				note("ICMP errors of known flows"),
+		}
+		if f == ipv6 {
+			// Conntrack leaves these alone. A router never forwards hop limit 255 (RFC 4861, section 11.2).
+			rules = append(rules, f.do(l4proto.is("", unix.IPPROTO_ICMPV6).quiet(), hopLimit.is("255", 255),
+				in(setNeighbour, icmpv6Type), accept))
+		}
+		source, destination := f.source(), f.destination()
+		judge := goTo(f.set(chainJudge))
+		l.addChain(f.set(chainDivert), append(rules,
+			f.do(in(f.set(kindIngress), destination), judge),
+			f.do(in(f.set(kindEgress), source), judge),
+			f.do(in(f.set(kindPods), destination), notIn(f.set(kindKnown), destination), judge).note("a new pod"),
+			f.do(in(f.set(kindPods), source), notIn(f.set(kindKnown), source), judge).note("a new pod"),
+		)...)
+	}
+}
+
+// quiet leaves the statement out of the rule's text, for those that nft's listing leaves out.
+func (s stmt) quiet() stmt { s.text = ""; return s }
+
+// addJudge answers from what is known about the tuple, or asks.
+func (l *layout) addJudge(f *family) {
+	l.addChain(f.set(chainJudge),
+		f.do(in(f.set(kindSelf), f.source(), f.destination()), accept).note("hairpin"),
+		do(stateIs("invalid", expr.CtStateBitINVALID), count(counterInvalid), drop),
+		do(notIn(setWithPorts, l4proto), goTo(chainQueue)),
+		f.do(f.fragment(), goTo(chainQueue)).note("no ports to compare"),
+		f.do(in(f.set(kindAllowed), f.tuple()...), count(counterCached), goTo(chainCommit)),
+		f.do(in(f.set(kindDenied), f.tuple()...), goTo(chainRefuse)),
+		do(goTo(chainQueue)),
+	)
+}
+
+// fragment matches packets whose payload may not begin with the ports. Conntrack puts fragments together before any of
+// this; what is left are untracked ones.
+func (f *family) fragment() stmt {
+	if f == ipv4 {
+		return fragOff.masked("ip frag-off & 0x1fff != 0x0", []byte{0x1f, 0xff}, expr.CmpOpNeq, []byte{0, 0})
+	}
+	return fragHeader.is("exists", 1)
+}
+
+// addAdmit commits an allow verdict. Each step that can fail is a rule of its own, so that its failure does not stop
+// the next: the set may be full, and an untracked packet has no conntrack entry to mark.
+func (l *layout) addAdmit(cfg Config) {
+	commit := goTo(chainCommit)
+	l.addChain(chainAdmit,
+		do(count(counterAdmitted)),
+		do(clearPacketMark(cfg.Mask.Mask())),
+		do(ipv4.only(), goTo(ipv4.set(chainAdmit))),
+		do(ipv6.only(), goTo(ipv6.set(chainAdmit))),
+	)
+	for _, f := range families {
+		l.addChain(f.set(chainAdmit),
+			// A flow picked up in the middle may have been allowed for its other direction's sake.
+			do(l4proto.is("", unix.IPPROTO_TCP).quiet(), tcpFlags.masked("tcp flags & (syn | ack) != syn",
+				[]byte{tcpSYN | tcpACK}, expr.CmpOpNeq, []byte{tcpSYN}), commit).note("opens no connection"),
+			do(notIn(setWithPorts, l4proto), commit),
+			f.do(f.fragment(), commit),
+			f.do(learn(f.set(kindAllowed), f.tuple()...)),
+			do(commit),
+		)
+	}
+	l.addChain(chainCommit,
+		do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Admitted())),
+		do(accept),
+	)
+}
+
+// addRefuse has the two ends of a refusal: deny remembers the tuple of a verdict, refuse lets the packet go.
+func (l *layout) addRefuse(cfg Config) {
+	refuse := goTo(chainRefuse)
+	l.addChain(chainDeny,
+		do(ipv4.only(), goTo(ipv4.set(chainDeny))),
+		do(ipv6.only(), goTo(ipv6.set(chainDeny))),
+	)
+	for _, f := range families {
+		l.addChain(f.set(chainDeny),
+			do(notIn(setWithPorts, l4proto), refuse),
+			f.do(f.fragment(), refuse),
+			f.do(learn(f.set(kindDenied), f.tuple()...)),
+			do(refuse),
+		)
+	}
+	rules := []rule{do(count(counterRefused))}
+	if cfg.DenyWith == Reject {
+		rules = append(rules,
+			// The answer may inherit the packet's mark (sysctl fwmark_reflect) and must not pass for a verdict.
+			do(clearPacketMark(cfg.Mask.Mask())),
+			do(l4proto.is("tcp", unix.IPPROTO_TCP), rejectReset),
+			do(rejectAdmin))
+	} else {
+		rules = append(rules, do(drop))
+	}
+	l.addChain(chainRefuse, rules...)
+}
+
+// addQueue asks userspace. This chain is the one place through which packets leave the kernel.
+func (l *layout) addQueue(cfg Config, features Features) {
+	ask := queueXt
+	if features.NativeQueue {
+		ask = queueNative
+	}
+	l.addChain(chainQueue,
+		do(count(counterQueued)),
+		do(ask(cfg.QueueFirst, cfg.QueueCount, cfg.FailOpen)),
+	)
+}
+
+// verdictElements are the two packet marks that rule 3 acts on under the generation. The comment keeps the whole
+// number, of which the mark has only the low bits.
+func verdictElements(cfg Config, generation uint32) []nftables.SetElement {
+	comment := fmt.Sprintf("%s%d", generationComment, generation)
+	element := func(value uint32, chain string) nftables.SetElement {
+		return nftables.SetElement{Key: host(value), Comment: comment,
+			VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+	}
+	return []nftables.SetElement{
+		element(cfg.Mask.Allow(generation), chainAdmit),
+		element(cfg.Mask.Deny(generation), chainDeny),
+	}
+}
+
+const generationComment = "generation "
+
+// setSpec prints what nft writes between the braces of a set.
+func setSpec(s *nftables.Set) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "type %s", s.KeyType.Name)
+	if s.IsMap {
+		b.WriteString(" : verdict")
+	}
+	if s.Size > 0 {
+		fmt.Fprintf(&b, "; size %d", s.Size)
+	}
+	var flags []string
+	if s.Interval {
+		flags = append(flags, "interval")
+	}
+	if s.Dynamic {
+		flags = append(flags, "dynamic")
+	}
+	if s.HasTimeout {
+		flags = append(flags, "timeout")
+	}
+	if len(flags) > 0 {
+		fmt.Fprintf(&b, "; flags %s", strings.Join(flags, ","))
+	}
+	if s.HasTimeout {
+		fmt.Fprintf(&b, "; timeout %v", s.Timeout.Round(time.Millisecond))
+	}
+	return b.String()
+}

@@ -1,0 +1,134 @@
+package ruleset
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Apply makes the update in one transaction. From its return on no packet is admitted by a verdict of an earlier
+// generation, except those that passed rule 3 on another CPU at that moment: they may still add their tuple to the
+// verdict cache. After an update that takes something away, call Barrier, then Apply again with the same Forget and
+// Flush fields, and then revoke flows.
+func (r *Ruleset) Apply(u Update) error {
+	plan := r.plan(u)
+	err := r.commit(func() (*tx, error) { return plan.build(r), nil })
+	if errors.Is(err, unix.ENFILE) {
+		// The cache is full: elements that are not there cannot be added in order to be deleted, nor learnt.
+		err = r.commit(func() (*tx, error) {
+			narrowed, err := r.narrow(plan)
+			if err != nil {
+				return nil, err
+			}
+			return narrowed.build(r), nil
+		})
+	}
+	if errors.Is(err, unix.ENOENT) {
+		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
+	}
+	if err != nil {
+		return fmt.Errorf("update the ruleset: %w", err)
+	}
+	return nil
+}
+
+// plan is an update in terms of set elements.
+type plan struct {
+	verdicts []nftables.SetElement
+	// flush are sets to be emptied before anything is added.
+	flush []string
+	// in are elements that must be there, out those that must not. present are out elements that are known to be there.
+	in, out, present elements
+}
+
+func (r *Ruleset) plan(u Update) plan {
+	p := plan{verdicts: verdictElements(r.cfg, u.Generation), in: elements{}, out: elements{}}
+	for _, s := range u.Subjects {
+		addSubject(p.in, p.out, s)
+	}
+	for _, a := range u.Removed {
+		removeSubject(p.out, a)
+	}
+	if u.SetPodCIDRs {
+		addPrefixes(p.in, u.PodCIDRs)
+	}
+	for _, f := range families {
+		if u.SetPodCIDRs {
+			p.flush = append(p.flush, f.set(kindPods))
+		}
+		if u.FlushAllowed {
+			p.flush = append(p.flush, f.set(kindAllowed))
+		}
+		if u.FlushDenied {
+			p.flush = append(p.flush, f.set(kindDenied))
+		}
+	}
+	for _, t := range u.Forget {
+		if key, f, ok := tupleKey(t); ok {
+			p.out.add(f.set(kindAllowed), key)
+			p.out.add(f.set(kindDenied), key)
+		}
+	}
+	for _, t := range u.Learn {
+		if key, f, ok := tupleKey(t); ok {
+			p.in.add(f.set(kindAllowed), key)
+		}
+	}
+	p.in.normalize()
+	p.out.normalize()
+	return p
+}
+
+// build orders the operations: what goes before what comes, the generation first.
+func (p plan) build(r *Ruleset) *tx {
+	t := &tx{l: r.layout}
+	verdicts := r.layout.set(setVerdicts)
+	t.flushSet(verdicts)
+	t.addElements(verdicts, p.verdicts)
+	for _, name := range p.flush {
+		t.flushSet(r.layout.set(name))
+	}
+	r.layout.eachSet(p.out, func(s *nftables.Set, list []nftables.SetElement) {
+		if !slices.Contains(p.flush, s.Name) {
+			t.dropElements(s, list)
+		}
+	})
+	r.layout.eachSet(p.present, t.deleteElements)
+	r.layout.eachSet(p.in, t.addElements)
+	return t
+}
+
+// narrow rewrites a plan for a verdict cache without room: of its tuples only those are deleted that are there, denied
+// ones all, and none is learnt. Tuples of the allowed sets stay until they are deleted here, so what is found is there.
+func (r *Ruleset) narrow(p plan) (plan, error) {
+	n := plan{verdicts: p.verdicts, flush: slices.Clone(p.flush), in: elements{}, out: elements{}, present: elements{}}
+	for name, list := range p.out {
+		n.out[name] = list
+	}
+	for name, list := range p.in {
+		n.in[name] = list
+	}
+	for _, f := range families {
+		allowed, denied := f.set(kindAllowed), f.set(kindDenied)
+		if len(n.out[denied]) > 0 && !slices.Contains(n.flush, denied) {
+			n.flush = append(n.flush, denied)
+		}
+		if forget := n.out[allowed]; len(forget) > 0 && !slices.Contains(n.flush, allowed) {
+			have, err := r.content(r.layout.set(allowed))
+			if err != nil {
+				return plan{}, err
+			}
+			have = slices.CompactFunc(have, func(a, b nftables.SetElement) bool { return bytes.Equal(a.Key, b.Key) })
+			_, unknown := difference(forget, have)
+			_, n.present[allowed] = difference(unknown, have)
+		}
+		delete(n.out, allowed)
+		delete(n.in, allowed)
+		delete(n.out, denied)
+	}
+	return n, nil
+}
