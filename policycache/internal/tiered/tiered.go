@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -187,7 +188,7 @@ func (c *compiler) peers(field string, r *Rule, action rule.Action) (peers []rul
 		at := fmt.Sprintf("%s[%d]", field, i)
 		more, below, err := compilePeer(&r.Peers[i], action == rule.Accept)
 		if errors.Is(err, errLater) {
-			c.problem(at+below, "%v; this peer matches nothing", err)
+			c.problem(at+below, "%v; %s", err, laterThen)
 			continue
 		}
 		if err != nil {
@@ -201,6 +202,13 @@ func (c *compiler) peers(field string, r *Rule, action rule.Action) (peers []rul
 
 // errLater marks peers that are understood and cannot be enforced.
 var errLater = errors.New("domain names are not resolved yet")
+
+// laterThen closes the message about such a peer.
+const laterThen = "this peer matches nothing"
+
+// Unenforced tells whether a problem is about a part that is well-formed and has no effect only because nothing
+// enforces it.
+func Unenforced(p rule.Problem) bool { return strings.HasSuffix(p.Text, laterThen) }
 
 // compilePeer gives the peers that one entry stands for. field is the path within the entry to what is wrong.
 func compilePeer(p *Peer, accept bool) (peers []rule.Peer, field string, err error) {
