@@ -354,13 +354,18 @@ func (j *judge) take() []queued {
 	return seen
 }
 
-// sees waits for a packet that the queue has not shown before.
+// sees waits for a packet in the queue, returns it and forgets it.
 func (j *judge) sees(t testing.TB) queued {
 	t.Helper()
 	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if seen := j.take(); len(seen) > 0 {
-			return seen[0]
+		j.mu.Lock()
+		if len(j.seen) > 0 {
+			q := j.seen[0]
+			j.seen = j.seen[1:]
+			j.mu.Unlock()
+			return q
 		}
+		j.mu.Unlock()
 	}
 	t.Fatal("no packet came to the queue")
 	return queued{}

@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -182,12 +181,17 @@ func (r *Ruleset) Allowed() ([]Tuple, error) { return r.tuples(kindAllowed) }
 func (r *Ruleset) Denied() ([]Tuple, error) { return r.tuples(kindDenied) }
 
 func (r *Ruleset) tuples(kind string) ([]Tuple, error) {
+	k, err := r.read()
+	if err != nil {
+		return nil, explain(err)
+	}
 	var all []Tuple
 	for _, f := range families {
-		list, err := r.content(r.layout.set(f.set(kind)))
-		if errors.Is(err, unix.ENOENT) {
+		s := k.set(f.set(kind))
+		if s == nil {
 			return nil, ErrNotInstalled
 		}
+		list, err := r.content(s)
 		if err != nil {
 			return nil, explain(err)
 		}

@@ -40,6 +40,16 @@ func (d DenyWith) String() string {
 	return "drop"
 }
 
+// ParseDenyWith is the reverse of String.
+func ParseDenyWith(s string) (DenyWith, error) {
+	for _, d := range []DenyWith{Drop, Reject} {
+		if d.String() == s {
+			return d, nil
+		}
+	}
+	return Drop, fmt.Errorf("cannot deny with %q: use %s or %s", s, Drop, Reject)
+}
+
 // Defaults of the Config fields that are zero.
 const (
 	DefaultSetSize       = 65536

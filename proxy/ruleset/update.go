@@ -16,6 +16,20 @@ import (
 // Flush fields, and then revoke flows.
 func (r *Ruleset) Apply(u Update) error {
 	plan := r.plan(u)
+	plan.verdicts = verdictElements(r.cfg, u.Generation)
+	return r.carryOut(plan)
+}
+
+// Forget removes tuples from the verdict cache, whichever the answer, and changes nothing else: the generation stays as
+// it is, so it may be called beside Apply. Tuples that the cache does not hold are no error.
+func (r *Ruleset) Forget(tuples []Tuple) error {
+	if len(tuples) == 0 {
+		return nil
+	}
+	return r.carryOut(r.plan(Update{Forget: tuples}))
+}
+
+func (r *Ruleset) carryOut(plan plan) error {
 	err := r.commit(func() (*tx, error) { return plan.build(r), nil })
 	if errors.Is(err, unix.ENFILE) {
 		// The cache is full: elements that are not there cannot be added in order to be deleted, nor learnt.
@@ -38,6 +52,7 @@ func (r *Ruleset) Apply(u Update) error {
 
 // plan is an update in terms of set elements.
 type plan struct {
+	// verdicts are those of a new generation; nil to keep the one in force.
 	verdicts []nftables.SetElement
 	// flush are sets to be emptied before anything is added.
 	flush []string
@@ -46,7 +61,7 @@ type plan struct {
 }
 
 func (r *Ruleset) plan(u Update) plan {
-	p := plan{verdicts: verdictElements(r.cfg, u.Generation), in: elements{}, out: elements{}}
+	p := plan{in: elements{}, out: elements{}}
 	for _, s := range u.Subjects {
 		addSubject(p.in, p.out, s)
 	}
@@ -86,9 +101,11 @@ func (r *Ruleset) plan(u Update) plan {
 // build orders the operations: what goes before what comes, the generation first.
 func (p plan) build(r *Ruleset) *tx {
 	t := &tx{l: r.layout}
-	verdicts := r.layout.set(setVerdicts)
-	t.flushSet(verdicts)
-	t.addElements(verdicts, p.verdicts)
+	if p.verdicts != nil {
+		verdicts := r.layout.set(setVerdicts)
+		t.flushSet(verdicts)
+		t.addElements(verdicts, p.verdicts)
+	}
 	for _, name := range p.flush {
 		t.flushSet(r.layout.set(name))
 	}

@@ -1,0 +1,458 @@
+package ruleset
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	nfqueue "github.com/florianl/go-nfqueue/v2"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/firstpacket/firstpacket/proxy/internal/nstest"
+	"github.com/firstpacket/firstpacket/proxy/mark"
+)
+
+// While packets wait in the queue and flows run, a second agent installs its rules. Nothing is lost.
+func TestAdoption(t *testing.T) {
+	b := newBed(t)
+	first := b.install(isolated(true, true))
+	var hold func(queued) bool
+	j := b.judge(func(q queued) (int, uint32) {
+		if hold != nil && hold(q) {
+			return -1, 0
+		}
+		return allow(q)
+	})
+	running, err := dial(b.client, "tcp", netip.AddrPortFrom(podAddrs[0], 80), long)
+	b.must(err)
+	defer running.Close()
+	b.must(talk(running, long))
+	learnt := b.allowed(first)
+	if len(learnt) != 1 {
+		t.Fatalf("learnt %v", learnt)
+	}
+
+	j.take()
+	hold = func(q queued) bool { return true }
+	waiting := make(chan error, len(podAddrs))
+	for i := range podAddrs {
+		go func() { waiting <- probe(b.client, "udp", netip.AddrPortFrom(podAddrs[i], 81), long) }()
+	}
+	held := []queued{j.sees(t)}
+	for len(held) < len(podAddrs) {
+		held = append(held, j.sees(t))
+	}
+
+	second := isolated(true, true)
+	second.Generation = generation + 1
+	second.Subjects = append(second.Subjects, Subject{Addr: addr("10.0.1.77"), Pod: true, Egress: true})
+	adopter := b.install(second, func(c *Config) { c.DenyWith = Reject })
+	if drifts, err := adopter.Check(second); err != nil || len(drifts) != 0 {
+		t.Fatalf("after adoption: %v, %v", drifts, err)
+	}
+	b.must(talk(running, long))
+	if diff := cmp.Diff(learnt, b.allowed(adopter), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("the verdict cache changed:\n%s", diff)
+	}
+	for _, q := range held {
+		j.answer(q.id, nfqueue.NfRepeat, layoutOfMarks.With(q.mark, layoutOfMarks.Allow(generation+1)))
+	}
+	for range podAddrs {
+		b.must(<-waiting)
+	}
+	if seen := j.take(); len(seen) != 0 {
+		t.Errorf("queued again: %+v", seen)
+	}
+	if c, err := adopter.Counters(); err != nil || c.Admitted != 3 {
+		t.Errorf("counters %+v, %v; they do not go on", c, err)
+	}
+}
+
+func TestCleanup(t *testing.T) {
+	b := newBed(t)
+	r := b.install(isolated(true, true))
+	b.silent(b.client, "udp", podAddrs[0], 80)
+	for range 2 {
+		b.must(r.Cleanup())
+	}
+	b.reaches(b.client, "udp", podAddrs[0], 80)
+	if _, err := r.Generation(); !errors.Is(err, ErrNotInstalled) {
+		t.Errorf("Generation: %v", err)
+	}
+	if _, err := r.Counters(); !errors.Is(err, ErrNotInstalled) {
+		t.Errorf("Counters: %v", err)
+	}
+	if _, err := r.Allowed(); !errors.Is(err, ErrNotInstalled) {
+		t.Errorf("Allowed: %v", err)
+	}
+	if err := r.Apply(Update{Generation: 1}); !errors.Is(err, ErrNotInstalled) {
+		t.Errorf("Apply: %v", err)
+	}
+	if drifts, err := r.Check(State{}); err != nil || len(drifts) != 1 || drifts[0].String() != "table: missing" {
+		t.Errorf("Check: %v, %v", drifts, err)
+	}
+}
+
+// bare is a ruleset in a namespace of its own, without traffic.
+func bare(t testing.TB, change ...func(*Config)) *Ruleset {
+	t.Helper()
+	b := &bed{t: t, node: nstest.New(t)}
+	return b.open(change...)
+}
+
+func (r *Ruleset) alter(t testing.TB, f func(*nftables.Conn)) {
+	t.Helper()
+	c, err := conn(r.cfg.NetNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(c)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *Ruleset) rules(t testing.TB, name string) []*nftables.Rule {
+	t.Helper()
+	c, err := conn(r.cfg.NetNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := c.GetRules(r.layout.table, &nftables.Chain{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rules
+}
+
+func TestCheckFindsAlterationsAndInstallRepairsThem(t *testing.T) {
+	r := bare(t)
+	state := isolated(true, false)
+	table := r.layout.table
+	inChain := func(name string) *nftables.Chain { return &nftables.Chain{Name: name, Table: table} }
+	key := func(s string) []nftables.SetElement { return []nftables.SetElement{{Key: addr(s).AsSlice()}} }
+	for _, c := range []struct {
+		what  string
+		alter func(*nftables.Conn)
+		want  string
+	}{
+		{"nothing", nil, ""},
+		{"rules flushed", func(c *nftables.Conn) { c.FlushChain(inChain("refuse")) },
+			"chain refuse: rule 1 is missing: counter name \"refused\"\n" +
+				"chain refuse: rule 2 is missing: drop\n"},
+		{"rule added", func(c *nftables.Conn) {
+			c.AddRule(&nftables.Rule{Table: table, Chain: inChain("commit"), Exprs: accept.exprs})
+		}, "chain commit: 1 rules too many\n"},
+		{"rule replaced", func(c *nftables.Conn) {
+			c.ReplaceRule(&nftables.Rule{Table: table, Chain: inChain("refuse"), Exprs: accept.exprs,
+				Handle: r.rules(t, "refuse")[1].Handle})
+		}, "chain refuse: rule 2 is not: drop\n"},
+		{"comment replaced", func(c *nftables.Conn) {
+			c.ReplaceRule(&nftables.Rule{Table: table, Chain: inChain("divert"), Exprs: r.layout.chains[3].rules[0].exprs(),
+				Handle: r.rules(t, "divert")[0].Handle})
+		}, "chain divert: rule 1 is not: ct direction reply accept comment \"answers\"\n"},
+		{"elements", func(c *nftables.Conn) {
+			_ = c.SetDeleteElements(r.layout.set("ingress4"), key("10.0.1.2"))
+			_ = c.SetAddElements(r.layout.set("ingress4"), key("10.0.1.9"))
+			_ = c.SetAddElements(r.layout.set("egress6"), key("fd00:1::9"))
+			c.FlushSet(r.layout.set("pods6"))
+			_ = c.SetDeleteElements(r.layout.set("self6"), []nftables.SetElement{
+				{Key: append(podAddrs[1].AsSlice(), podAddrs[1].AsSlice()...)}})
+		}, "set ingress4: 10.0.1.2 is missing\n" +
+			"set ingress4: 10.0.1.9 does not belong\n" +
+			"set egress6: fd00:1::9 does not belong\n" +
+			"set pods6: fd00:1:: is missing\n" +
+			"set pods6: end fd00:1:0:1:: is missing\n" +
+			"set self6: fd00:1::2 . fd00:1::2 is missing\n"},
+		{"verdict map", func(c *nftables.Conn) {
+			s := r.layout.set(setVerdicts)
+			c.FlushSet(s)
+			_ = c.SetAddElements(s, verdictElements(r.cfg, generation+16))
+		}, "set verdicts: an element is not: 0x29000000 comment \"generation 41\" : goto admit\n" +
+			"set verdicts: an element is not: 0x39000000 comment \"generation 41\" : goto deny\n"},
+		{"strangers", func(c *nftables.Conn) {
+			ch := c.AddChain(inChain("mine"))
+			c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: accept.exprs})
+			_ = c.AddSet(&nftables.Set{Table: table, Name: "mine", KeyType: nftables.TypeMark}, nil)
+			c.AddObj(&nftables.NamedObj{Table: table, Name: "mine", Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+		}, "chain mine: not ours\nset mine: not ours\nobject mine: not ours\n"},
+		{"parts missing", func(c *nftables.Conn) {
+			for _, name := range []string{"judge6", "divert6"} {
+				c.FlushChain(inChain(name))
+			}
+			c.FlushChain(inChain("queue"))
+			c.DeleteObject(&nftables.NamedObj{Table: table, Name: counterQueued, Type: nftables.ObjTypeCounter})
+			c.DelSet(r.layout.set("egress6"))
+		}, "set egress6: missing\ncounter queued: missing\n"},
+		{"table deleted", func(c *nftables.Conn) { c.DelTable(table) }, "table: missing\n"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			if err := r.Install(state); err != nil {
+				t.Fatal(err)
+			}
+			if c.alter != nil {
+				r.alter(t, c.alter)
+			}
+			drifts, err := r.Check(state)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			for _, d := range drifts {
+				if c.what != "parts missing" || !strings.Contains(d.Problem, "rule") {
+					fmt.Fprintln(&got, d)
+				}
+			}
+			if diff := cmp.Diff(c.want, got.String()); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+			if err := r.Install(state); err != nil {
+				t.Fatal(err)
+			}
+			if drifts, err := r.Check(state); err != nil || len(drifts) != 0 {
+				t.Errorf("after repair: %v, %v", drifts, err)
+			}
+		})
+	}
+}
+
+// An earlier version may have had other sets, and chains and rules of its own.
+func TestInstallOverAnotherLayout(t *testing.T) {
+	r := bare(t)
+	table := r.layout.table
+	r.alter(t, func(c *nftables.Conn) {
+		c.AddTable(table)
+		base := *r.layout.chains[0].spec
+		c.AddChain(&base)
+		prio, policy := *nftables.ChainPriorityMangle, nftables.ChainPolicyAccept
+		old := c.AddChain(&nftables.Chain{Name: "forward_early", Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: &prio, Policy: &policy})
+		way := c.AddChain(&nftables.Chain{Name: "old_judge", Table: table})
+		set := &nftables.Set{Table: table, Name: "allowed4", KeyType: nftables.TypeIPAddr}
+		if err := c.AddSet(set, []nftables.SetElement{{Key: []byte{10, 0, 1, 2}}}); err != nil {
+			t.Fatal(err)
+		}
+		verdicts := &nftables.Set{Table: table, Name: "old_map", KeyType: nftables.TypeMark, IsMap: true,
+			DataType: nftables.TypeVerdict}
+		if err := c.AddSet(verdicts, []nftables.SetElement{{Key: host(1),
+			VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: "old_judge"}}}); err != nil {
+			t.Fatal(err)
+		}
+		c.AddRule(&nftables.Rule{Table: table, Chain: &base, Exprs: join(markMap(1, "old_map").exprs)})
+		c.AddRule(&nftables.Rule{Table: table, Chain: old, Exprs: drop.exprs})
+		c.AddRule(&nftables.Rule{Table: table, Chain: way, Exprs: in("allowed4", ipv4.source()).exprs})
+	})
+	state := isolated(true, true)
+	if err := r.Install(state); err != nil {
+		t.Fatal(err)
+	}
+	if drifts, err := r.Check(state); err != nil || len(drifts) != 0 {
+		t.Errorf("%v, %v", drifts, err)
+	}
+	if n := len(r.rules(t, "forward_early")); n != 0 {
+		t.Errorf("the old base chain still has %d rules", n)
+	}
+}
+
+func TestInstallRefusesAForeignBaseChain(t *testing.T) {
+	r := bare(t)
+	r.alter(t, func(c *nftables.Conn) {
+		c.AddTable(r.layout.table)
+		prio, policy := *nftables.ChainPriorityMangle, nftables.ChainPolicyAccept
+		c.AddChain(&nftables.Chain{Name: "forward", Table: r.layout.table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: &prio, Policy: &policy})
+	})
+	if err := r.Install(State{}); !errors.Is(err, ErrForeign) {
+		t.Errorf("Install: %v", err)
+	}
+	if err := r.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Install(State{}); err != nil {
+		t.Errorf("after cleanup: %v", err)
+	}
+}
+
+// Lists longer than a netlink attribute still make one transaction.
+func TestManyElements(t *testing.T) {
+	var transactions int
+	r := bare(t, func(c *Config) { c.Trace = func(fmt.Stringer) { transactions++ } })
+	state := State{Generation: 1}
+	for i := range 2500 {
+		state.Subjects = append(state.Subjects,
+			Subject{Addr: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Pod: true, Ingress: true},
+			Subject{Addr: netip.AddrFrom16([16]byte{0xfd, 14: byte(i >> 8), 15: byte(i)}), Pod: true, Egress: true})
+	}
+	if err := r.Install(state); err != nil {
+		t.Fatal(err)
+	}
+	check := func(s State) {
+		t.Helper()
+		if drifts, err := r.Check(s); err != nil || len(drifts) != 0 {
+			t.Fatalf("%d drifts, %v", len(drifts), err)
+		}
+	}
+	check(state)
+	var tuples []Tuple
+	for i := range 2500 {
+		a := state.Subjects[2*i+1].Addr
+		tuples = append(tuples, Tuple{a, a, unix.IPPROTO_TCP, uint16(i)})
+	}
+	var removed []netip.Addr
+	for _, s := range state.Subjects[1000:] {
+		removed = append(removed, s.Addr)
+	}
+	transactions = 0
+	if err := r.Apply(Update{Generation: 2, Removed: removed, Learn: tuples}); err != nil {
+		t.Fatal(err)
+	}
+	check(State{Generation: 2, Subjects: state.Subjects[:1000]})
+	if allowed, err := r.Allowed(); err != nil || len(allowed) != len(tuples) {
+		t.Fatalf("%d allowed, %v", len(allowed), err)
+	}
+	if err := r.Apply(Update{Generation: 3, Forget: tuples}); err != nil {
+		t.Fatal(err)
+	}
+	if allowed, err := r.Allowed(); err != nil || len(allowed) != 0 {
+		t.Fatalf("%d allowed after forgetting, %v", len(allowed), err)
+	}
+	if transactions != 2 {
+		t.Errorf("%d transactions for two updates", transactions)
+	}
+}
+
+func TestTransactionPrints(t *testing.T) {
+	for _, how := range []DenyWith{Drop, Reject} {
+		t.Run(how.String(), func(t *testing.T) {
+			cfg, err := Config{Mask: layoutOfMarks, QueueFirst: 100, QueueCount: 4, DenyWith: how}.withDefaults()
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &Ruleset{cfg: cfg, layout: newLayout(cfg, Features{NativeQueue: true})}
+			tx, err := r.install(&kernelTable{}, r.elements(isolated(true, false)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := "testdata/install-" + how.String() + ".txt"
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), tx.String()); diff != "" {
+				t.Errorf("%s differs; -want +got\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for what, cfg := range map[string]Config{
+		"no mask":    {},
+		"queues":     {Mask: layoutOfMarks, QueueFirst: 65535, QueueCount: 2},
+		"deny":       {Mask: layoutOfMarks, DenyWith: 9},
+		"time":       {Mask: layoutOfMarks, DeniedTimeout: time.Microsecond},
+		"below zero": {Mask: layoutOfMarks, DeniedTimeout: -time.Second},
+	} {
+		if _, err := Open(cfg); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	if _, err := Open(Config{}); !errors.Is(err, mark.ErrMask) {
+		t.Errorf("no mask: %v", err)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	ns := nstest.New(t)
+	f, err := Probe(int(ns.Handle()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := f.String(); s != "queue=native" && s != "queue=xt" {
+		t.Errorf("features %q", s)
+	}
+	c, err := conn(int(ns.Handle()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tables, err := c.ListTables(); err != nil || len(tables) != 0 {
+		t.Errorf("tables left: %v, %v", tables, err)
+	}
+}
+
+func TestProbeWithoutPermission(t *testing.T) {
+	ns := nstest.New(t)
+	result := make(chan error)
+	go func() { // its thread loses its capabilities and ends with it
+		runtime.LockOSThread()
+		result <- func() error {
+			if err := netns.Set(ns.Handle()); err != nil {
+				return err
+			}
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var none [2]unix.CapUserData
+			if err := unix.Capset(&header, &none[0]); err != nil {
+				return err
+			}
+			_, err := Probe(0)
+			return err
+		}()
+	}()
+	if err := <-result; !errors.Is(err, ErrPermission) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("Probe: %v, want ErrPermission", err)
+	}
+}
+
+func TestBarrierReturns(t *testing.T) {
+	for range 3 {
+		Barrier()
+	}
+}
+
+func TestPrefixes(t *testing.T) {
+	for _, c := range []struct {
+		in   []string
+		want string
+	}{
+		{[]string{"10.0.0.0/24", "10.0.1.0/24"}, "pods4: 10.0.0.0, end 10.0.1.0, 10.0.1.0, end 10.0.2.0"},
+		{[]string{"10.0.3.0/24", "10.0.0.0/8", "10.0.0.0/16", "10.0.0.0/8"}, "pods4: 10.0.0.0, end 11.0.0.0"},
+		{[]string{"0.0.0.0/0"}, "pods4: 0.0.0.0"},
+		{[]string{"255.255.255.255/32", "10.1.2.3/22"}, "pods4: 10.1.0.0, end 10.1.4.0, 255.255.255.255"},
+		{[]string{"fd00:1:2::/61", "ff00::/8"}, "pods6: fd00:1:2::, end fd00:1:2:8::, ff00::"},
+	} {
+		var prefixes []netip.Prefix
+		for _, p := range c.in {
+			prefixes = append(prefixes, netip.MustParsePrefix(p))
+		}
+		e := elements{}
+		addPrefixes(e, prefixes)
+		e.normalize()
+		for name, list := range e {
+			var texts []string
+			for _, el := range list {
+				texts = append(texts, elementText(&nftables.Set{KeyType: families[len(el.Key)/16].addrType}, el))
+			}
+			if got := name + ": " + strings.Join(texts, ", "); got != c.want {
+				t.Errorf("%v: %s, want %s", c.in, got, c.want)
+			}
+		}
+		// The kernel takes them, too.
+		r := bare(t)
+		s := State{PodCIDRs: prefixes}
+		if err := r.Install(s); err != nil {
+			t.Fatalf("%v: %v", c.in, err)
+		}
+		if drifts, err := r.Check(s); err != nil || len(drifts) != 0 {
+			t.Errorf("%v: %v, %v", c.in, drifts, err)
+		}
+	}
+}
