@@ -54,7 +54,7 @@ test-race: need-gcc test-servers ## Run the tests under the race detector
 
 .PHONY: fuzz
 fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
-	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort); \
+	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort || true); \
 	while IFS=: read -r file func; do \
 		[ -n "$$file" ] || { echo "no fuzz target found" >&2; exit 1; }; \
 		name=$${func#func }; echo "fuzzing $$(dirname "$$file") $$name for $(FUZZTIME)"; \
@@ -67,9 +67,13 @@ benchmark-once: need-go ## Run every Go benchmark once, so that none rots
 
 .PHONY: lint
 lint: $(CACHE)/golangci-lint ## Check formatting, go.mod, the direction of imports and the chosen lint rules
-	@$(GO) mod tidy -diff
 	@$(CACHE)/golangci-lint run --allow-parallel-runners $(PKG)
+	@$(GO) mod tidy -diff || { echo "go.mod is not tidy: run go mod tidy" >&2; exit 1; }
 	@echo "lint: nothing to say"
+
+.PHONY: lint-fix
+lint-fix: $(CACHE)/golangci-lint ## Let the linters mend what they can, formatting included
+	@$(CACHE)/golangci-lint run --allow-parallel-runners --fix $(PKG)
 
 ##@ Tools, built from source once and kept in .cache/bin
 
