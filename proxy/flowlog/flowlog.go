@@ -33,7 +33,7 @@ type Config struct {
 	// until windows end. A flow takes about 600 bytes. Default 8192.
 	MaxOpen int
 	// RingSize is the number of records a thread may be ahead of the log, rounded up to a power of two; a record takes
-	// 176 bytes. Default 4096.
+	// 160 bytes. Default 4096.
 	RingSize int
 }
 
