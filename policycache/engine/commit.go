@@ -16,14 +16,14 @@ func (m *Model) Commit() (*Snapshot, *Delta) {
 	for g := range m.stale {
 		m.refresh(g)
 	}
-	clear(m.stale)
+	m.stale = emptied(m.stale)
 
 	next := *m.last
 	next.cluster, next.local = m.cluster, m.local
 	delta := m.write(&next)
 	delta.Ranges = m.ranges
 	m.ranges = false
-	clear(m.pending)
+	m.pending = emptied(m.pending)
 	m.last = &next
 	if len(delta.Affected) == 0 && !delta.Ranges {
 		return m.last, nil
@@ -133,3 +133,13 @@ func (s *Snapshot) insert(p netip.Prefix, e entry)  { s.table.Insert(p, e) }
 func (s *Snapshot) remove(p netip.Prefix)           { s.table.Delete(p) }
 func (s *Snapshot) persist(p netip.Prefix, e entry) { s.table = s.table.InsertPersist(p, e) }
 func (s *Snapshot) unpersist(p netip.Prefix)        { s.table = s.table.DeletePersist(p) }
+
+// emptied gives an empty map. Maps keep the room of their largest time, and going over it takes time in proportion; the
+// first Commit has every address of the cluster.
+func emptied[K comparable, V any](m map[K]V) map[K]V {
+	if len(m) > 1024 {
+		return make(map[K]V)
+	}
+	clear(m)
+	return m
+}
