@@ -24,6 +24,8 @@ type decoded struct {
 	ignored []schema.GroupVersionKind
 	// problems lack File, Document and Line.
 	problems []Problem
+	// syntax is true when the only problem is the YAML parser's, whose line numbers are those of the document.
+	syntax bool
 }
 
 type typed struct {
@@ -41,7 +43,9 @@ func (r *registry) decode(raw []byte) *decoded {
 	}
 	js, err := yaml.YAMLToJSONStrict(raw)
 	if err != nil {
-		d.fail("", "", strings.TrimPrefix(err.Error(), "error converting YAML to JSON: "))
+		detail := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
+		d.fail("", "", strings.ReplaceAll(detail, "\n  ", "; "))
+		d.syntax = true
 		return d
 	}
 	if string(js) == "null" {

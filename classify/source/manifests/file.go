@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -47,6 +49,9 @@ func (r *registry) parse(raw []byte, before *content) *content {
 		c.documents[sum] = d
 		for _, p := range d.problems {
 			p.Document, p.Line = doc.number, doc.line
+			if d.syntax {
+				p.Detail = shiftLines(p.Detail, doc.line-1)
+			}
 			c.problems = append(c.problems, p)
 		}
 		c.ignored = append(c.ignored, d.ignored...)
@@ -64,6 +69,19 @@ func (r *registry) parse(raw []byte, before *content) *content {
 		}
 	}
 	return c
+}
+
+var lineNumber = regexp.MustCompile(`\bline (\d+):`)
+
+// shiftLines makes line numbers of a document into those of its file.
+func shiftLines(detail string, by int) string {
+	return lineNumber.ReplaceAllStringFunc(detail, func(s string) string {
+		n, err := strconv.Atoi(lineNumber.FindStringSubmatch(s)[1])
+		if err != nil {
+			return s
+		}
+		return "line " + strconv.Itoa(n+by) + ":"
+	})
 }
 
 // located returns the content's problems as those of the file.
