@@ -25,13 +25,7 @@ import (
 func TestAdoption(t *testing.T) {
 	b := newBed(t)
 	first := b.install(isolated(true, true))
-	var hold func(queued) bool
-	j := b.judge(func(q queued) (int, uint32) {
-		if hold != nil && hold(q) {
-			return -1, 0
-		}
-		return allow(q)
-	})
+	j := b.judge(allow)
 	running, err := dial(b.client, "tcp", netip.AddrPortFrom(podAddrs[0], 80), long)
 	b.must(err)
 	defer running.Close()
@@ -42,7 +36,7 @@ func TestAdoption(t *testing.T) {
 	}
 
 	j.take()
-	hold = func(q queued) bool { return true }
+	j.turn(hold)
 	waiting := make(chan error, len(podAddrs))
 	for i := range podAddrs {
 		go func() { waiting <- probe(b.client, "udp", netip.AddrPortFrom(podAddrs[i], 81), long) }()
@@ -64,7 +58,7 @@ func TestAdoption(t *testing.T) {
 		t.Errorf("the verdict cache changed:\n%s", diff)
 	}
 	for _, q := range held {
-		j.answer(q.id, nfqueue.NfRepeat, layoutOfMarks.With(q.mark, layoutOfMarks.Allow(generation+1)))
+		j.release(q.id, nfqueue.NfRepeat, layoutOfMarks.With(q.mark, layoutOfMarks.Allow(generation+1)))
 	}
 	for range podAddrs {
 		b.must(<-waiting)

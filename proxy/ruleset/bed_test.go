@@ -300,13 +300,16 @@ func deny(q queued) (verdict int, mark uint32) {
 	return nfqueue.NfRepeat, layoutOfMarks.With(q.mark, layoutOfMarks.Deny(generation))
 }
 
+func hold(queued) (verdict int, mark uint32) { return -1, 0 }
+
 // judge is an agent of one function.
 type judge struct {
 	nf     *nfqueue.Nfqueue
 	cancel context.CancelFunc
 
-	mu   sync.Mutex
-	seen []queued
+	mu     sync.Mutex
+	seen   []queued
+	answer func(queued) (verdict int, mark uint32)
 }
 
 // judge answers the packets in the node's queue until the test ends; an answer of verdict -1 leaves the packet there.
@@ -316,14 +319,15 @@ func (b *bed) judge(answer func(queued) (int, uint32)) *judge {
 		MaxQueueLen: 1024, Copymode: nfqueue.NfQnlCopyPacket})
 	b.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
-	j := &judge{nf: nf, cancel: cancel}
+	j := &judge{nf: nf, cancel: cancel, answer: answer}
 	b.must(nf.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int {
 		q := decode(a)
 		j.mu.Lock()
 		j.seen = append(j.seen, q)
+		answer := j.answer
 		j.mu.Unlock()
 		if verdict, m := answer(q); verdict >= 0 {
-			j.answer(q.id, verdict, m)
+			j.release(q.id, verdict, m)
 		}
 		return 0
 	}, func(error) int {
@@ -341,7 +345,15 @@ func (j *judge) stop() {
 	_ = j.nf.Close()
 }
 
-func (j *judge) answer(id uint32, verdict int, m uint32) {
+// turn changes the answers.
+func (j *judge) turn(answer func(queued) (int, uint32)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.answer = answer
+}
+
+// release answers one packet.
+func (j *judge) release(id uint32, verdict int, m uint32) {
 	_ = j.nf.SetVerdictWithOption(id, verdict, nfqueue.WithMark(m))
 }
 

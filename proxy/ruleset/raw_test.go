@@ -111,15 +111,14 @@ func TestUntrackedPacketsDoNotPassUnasked(t *testing.T) {
 	b := newBed(t)
 	b.notrack()
 	r := b.install(isolated(true, false))
-	verdict := deny
-	j := b.judge(func(q queued) (int, uint32) { return verdict(q) })
+	j := b.judge(deny)
 	for i := range podAddrs {
 		b.silent(b.client, "udp", podAddrs[i], 80)
 		if n := len(j.take()); n != 1 {
 			t.Errorf("queued %d, want 1", n)
 		}
 	}
-	verdict = allow
+	j.turn(allow)
 	for i := range podAddrs {
 		for range 3 {
 			b.reaches(b.client, "udp", podAddrs[i], 81)
