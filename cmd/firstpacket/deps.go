@@ -41,4 +41,3 @@ import (
 	_ "sigs.k8s.io/yaml"
 )
 
-func main() {}

@@ -15,6 +15,7 @@ const (
 	ctaTupleOrig  = 1
 	ctaTupleReply = 2
 	ctaStatus     = 3
+	ctaProtoInfo  = 4
 	ctaMark       = 8
 	ctaZone       = 18
 	ctaMarkMask   = 21
@@ -37,6 +38,10 @@ const (
 	ctaProtoICMPv6ID   = 7
 	ctaProtoICMPv6Type = 8
 	ctaProtoICMPv6Code = 9
+
+	ctaProtoInfoTCP     = 1
+	ctaTCPFlagsOriginal = 4    // struct nf_ct_tcp_flags: flags, mask
+	tcpFlagLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL (linux/netfilter/nf_conntrack_tcp.h)
 
 	nested   = unix.NLA_F_NESTED
 	typeMask = 0x3fff // NLA_TYPE_MASK
@@ -75,6 +80,9 @@ type Flow struct {
 	Mark         uint32
 	// Status has the Status bits.
 	Status uint32
+	// PickedUp says that conntrack first saw this TCP flow in mid-stream, as after a flush, so that Original may be
+	// the direction of either side. The kernel tells by the liberal window check that it gives such flows (tcp_new).
+	PickedUp bool
 }
 
 // String prints the original direction: "proto 6 10.0.0.1:40000 > 10.96.0.1:80".
@@ -84,7 +92,7 @@ func (f *Flow) String() string {
 }
 
 // Policy returns the flow as policy sees its first packet: DNAT done and SNAT not yet. A TCP flow appears as opened by
-// this packet.
+// this packet, unless it was picked up in mid-stream.
 func (f *Flow) Policy() packet.Flow {
 	p := packet.Flow{
 		Src: f.Original.Src, Dst: f.Reply.Src,
@@ -94,6 +102,9 @@ func (f *Flow) Policy() packet.Flow {
 	}
 	if f.Proto == packet.ProtoTCP {
 		p.TCPFlags = packet.FlagSYN
+		if f.PickedUp {
+			p.TCPFlags = packet.FlagACK
+		}
 	}
 	return p
 }
@@ -120,9 +131,26 @@ func (f *Flow) decode(b []byte) bool {
 			f.Mark = a.uint32()
 		case ctaZone:
 			f.Zone = a.uint16()
+		case ctaProtoInfo:
+			f.PickedUp = pickedUp(a.data)
 		}
 	}
 	return f.Original.complete() && f.Reply.complete() && f.Original.Src.Is4() == f.Reply.Src.Is4()
+}
+
+// pickedUp reads the attributes in CTA_PROTOINFO.
+func pickedUp(b []byte) bool {
+	for a, rest, ok := nextAttr(b); ok; a, rest, ok = nextAttr(rest) {
+		if a.kind != ctaProtoInfoTCP {
+			continue
+		}
+		for tcp, more, ok := nextAttr(a.data); ok; tcp, more, ok = nextAttr(more) {
+			if tcp.kind == ctaTCPFlagsOriginal && len(tcp.data) == 2 {
+				return tcp.data[0]&tcpFlagLiberal != 0
+			}
+		}
+	}
+	return false
 }
 
 func (t *Tuple) complete() bool {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"github.com/firstpacket/firstpacket/proxy/agent"
+	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
+)
+
+func newAgent() *cobra.Command {
+	cfg := agent.Config{Version: versionString()}
+	var denyWith string
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "agent --node-name NAME [--manifests DIR | --kubeconfig FILE]",
+		Short: "Enforce policy on this node",
+		Long: `Enforce policy on the pods of this node, until SIGTERM.
+
+The cluster comes from the API server (in-cluster configuration, or --kubeconfig), or from a directory of manifests
+(--manifests) that is followed as it changes. It needs CAP_NET_ADMIN in the node's network namespace.
+
+When the agent ends, however it ends, its rules stay: admitted connections go on, new ones to isolated pods wait for
+the next agent. 'firstpacket cleanup' removes everything.`,
+		Example: `  # on a node of a cluster
+  firstpacket agent --node-name "$(hostname)" --kubeconfig /etc/kubernetes/kubelet.conf
+
+  # without any API server
+  firstpacket agent --node-name node-a --manifests ./cluster --flow-log -`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.DenyWith, err = ruleset.ParseDenyWith(denyWith); err != nil {
+				return errUsage{err}
+			}
+			level := zerolog.InfoLevel
+			if verbose {
+				level = zerolog.DebugLevel
+			}
+			cfg.Log = zerolog.New(os.Stderr).Level(level).With().Timestamp().Str("node", cfg.NodeName).Logger()
+			return agent.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
+	f.StringVar(&cfg.Manifests, "manifests", "", "take the cluster from this directory of manifests, and follow its changes")
+	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig file to reach the API server with (default: in-cluster configuration)")
+	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout, "give up when the cluster's state has not arrived by then")
+	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress, "serve /healthz, /readyz, /status and /metrics here")
+	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")
+	f.StringVar(&cfg.FlowLog, "flow-log", "-", "append the denied-flow log to this file; - is stdout, empty is none")
+	f.StringVar(&denyWith, "deny-with", "drop", "refuse packets by drop (silent) or reject (TCP reset, ICMP prohibited)")
+	f.BoolVar(&cfg.FailOpen, "fail-open", false, "let packets pass while no agent can judge them, instead of holding them back")
+	f.IntVar(&cfg.Queues, "queues", 0, "number of NFQUEUEs and threads (default: one per processor, at most 4)")
+	f.Uint16Var(&cfg.QueueNumber, "queue-number", agent.DefaultQueueNumber, "first NFQUEUE number")
+	cfg.MarkMask = mark.Default
+	f.Var(maskValue{&cfg.MarkMask}, "mark-mask", "bits of the packet and conntrack marks that firstpacket may use")
+	f.DurationVar(&cfg.HoldTime, "hold-time", agent.DefaultHoldTime, "hold packets of pods not known yet for so long")
+	f.IntVar(&cfg.Spins, "spins", agent.DefaultSpins, "empty reads of a queue before its thread sleeps")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log each change that is applied")
+	return cmd
+}
+
+// maskValue reads a mark mask as nft and kubectl users write it: hexadecimal with 0x, or decimal.
+type maskValue struct{ mask *uint32 }
+
+func (m maskValue) String() string {
+	if m.mask == nil { // pflag asks the zero value when it looks for defaults
+		return ""
+	}
+	return fmt.Sprintf("%#x", *m.mask)
+}
+
+func (m maskValue) Type() string { return "mask" }
+
+func (m maskValue) Set(s string) error {
+	v, err := strconv.ParseUint(s, 0, 32)
+	if err != nil {
+		return fmt.Errorf("%q is not a 32-bit number; write the mask like %#x", s, mark.Default)
+	}
+	*m.mask = uint32(v)
+	return nil
+}

@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
+)
+
+// Config is what a user can choose. The zero value is not valid: NodeName and one source are required.
+type Config struct {
+	// NodeName is the name of the Node object that this agent enforces for.
+	NodeName string
+
+	// Manifests is a directory of manifests to take the cluster from; otherwise the API server is asked.
+	Manifests string
+	// Kubeconfig is the file that says how to reach the API server; empty means the in-cluster configuration.
+	Kubeconfig string
+	// StartTimeout bounds how long the sources may take to deliver the cluster the first time.
+	StartTimeout time.Duration
+
+	// HTTPAddress is where health, status and metrics are served.
+	HTTPAddress string
+	// Profiling adds /debug/pprof there.
+	Profiling bool
+	// FlowLog is the file of the denied-flow log; "-" is stdout, empty is none.
+	FlowLog string
+
+	// DenyWith says how a denied packet is refused.
+	DenyWith ruleset.DenyWith
+	// FailOpen lets packets pass that no agent is there to judge. The default is that they wait or drop.
+	FailOpen bool
+	// Queues is the number of NFQUEUEs, and threads; 0 takes one per processor, at most four.
+	Queues int
+	// QueueNumber is the first NFQUEUE number.
+	QueueNumber uint16
+	// MarkMask are the bits of packet and conntrack marks that belong to firstpacket.
+	MarkMask uint32
+	// HoldTime is how long a packet from or to a pod not known yet waits for the watch to deliver that pod.
+	HoldTime time.Duration
+	// Spins is the number of empty reads a queue thread makes before it sleeps.
+	Spins int
+
+	// Version is reported by /status and as a metric.
+	Version string
+	// Log takes what operators should know; never one line per packet.
+	Log zerolog.Logger
+}
+
+// Defaults of the agent's flags.
+const (
+	DefaultHTTPAddress  = "127.0.0.1:9099"
+	DefaultQueueNumber  = 2016
+	DefaultStartTimeout = time.Minute
+	DefaultHoldTime     = time.Second
+	DefaultSpins        = 20
+)
+
+// validate returns one sentence on the first thing that cannot work.
+func (c *Config) validate() (mark.Layout, error) {
+	layout, err := mark.New(c.MarkMask)
+	if err != nil {
+		return layout, err
+	}
+	switch {
+	case c.NodeName == "":
+		return layout, errors.New("no node name: give --node-name, in a DaemonSet from the downward API's spec.nodeName")
+	case c.Manifests != "" && c.Kubeconfig != "":
+		return layout, errors.New("--manifests and --kubeconfig exclude each other: choose one source of the cluster")
+	case c.Queues < 0 || c.Queues > 64:
+		return layout, fmt.Errorf("--queues %d is out of range: use 1 to 64, or 0 for one per processor", c.Queues)
+	case int(c.QueueNumber)+c.queues() > 1<<16:
+		return layout, fmt.Errorf("--queue-number %d with %d queues ends beyond 65535: choose a smaller number", c.QueueNumber, c.queues())
+	case c.HoldTime <= 0 || c.HoldTime > time.Minute:
+		return layout, fmt.Errorf("--hold-time %s is out of range: use up to 1m", c.HoldTime)
+	}
+	return layout, nil
+}
+
+// queues resolves the automatic queue count. More threads than processors only take turns.
+func (c *Config) queues() int {
+	if c.Queues > 0 {
+		return c.Queues
+	}
+	return min(runtime.NumCPU(), 4)
+}

@@ -1,0 +1,258 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/firstpacket/firstpacket/classify/source"
+	"github.com/firstpacket/firstpacket/policycache/engine"
+	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
+)
+
+// controller carries changes of the cluster to the packet path: it makes the snapshot, publishes it to the queue
+// threads and brings the kernel's table in line. One goroutine runs it.
+type controller struct {
+	log       zerolog.Logger
+	marks     mark.Layout
+	state     *clusterState
+	publisher *publisher
+	rules     *ruleset.Ruleset
+	learned   *learned
+	settler   *settler
+	wake      func() // the queue's: held packets are judged again
+
+	evaluator  *engine.Evaluator
+	generation uint32
+	subjects   map[netip.Addr]ruleset.Subject
+
+	mu      sync.Mutex
+	applied applied
+}
+
+// applied is what the kernel enforces.
+type applied struct {
+	// Versions are the resource versions, by kind, that new flows are judged by.
+	Versions map[string]string
+	// Snapshot and Generation are the engine's and the kernel's number of it.
+	Snapshot   *engine.Snapshot
+	Generation uint32
+	At         time.Time
+	// Policies and Problems describe the policies in it.
+	Policies int
+	Problems map[string][]string
+	// Err is the last transaction's failure; nil once one succeeded.
+	Err error
+}
+
+func (c *controller) status() applied {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.applied
+}
+
+// Retries of a transaction that the kernel refused. New verdicts are not committed meanwhile: packets of isolated pods
+// wait in the queue.
+const (
+	firstRetry = 10 * time.Millisecond
+	lastRetry  = 2 * time.Second
+)
+
+// install brings the first state into force: the table is made, or an earlier agent's is adopted.
+func (c *controller) install(ctx context.Context, b source.Batch) error {
+	snapshot, delta := c.state.apply(b)
+	if _, ok := c.state.index.Node(c.state.node); !ok {
+		return c.state.unknownNode()
+	}
+	c.subjects = map[netip.Addr]ruleset.Subject{}
+	if delta != nil {
+		for _, s := range delta.Subjects {
+			c.subjects[s.Addr] = kernelSubject(s)
+		}
+	}
+	// Tuples that the last agent admitted are judged again before this one vouches for them.
+	held, err := c.rules.Allowed()
+	if err != nil && !errors.Is(err, ruleset.ErrNotInstalled) {
+		return err
+	}
+	c.learned.replace(held)
+	last, err := c.rules.Generation()
+	if err != nil && !errors.Is(err, ruleset.ErrNotInstalled) {
+		return err
+	}
+	c.generation = last + 1
+	if c.generation == 0 {
+		c.generation = uint32(c.marks.Generations())
+	}
+	c.publisher.current.Store(&view{snapshot, c.generation})
+	state := ruleset.State{
+		Generation: c.generation,
+		PodCIDRs:   c.state.podCIDRs(),
+		Subjects:   slices.Collect(maps.Values(c.subjects)),
+	}
+	if err := c.rules.Install(state); err != nil {
+		return err
+	}
+	stale := c.learned.forget(everything{}, c.allowedIn(snapshot))
+	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Forget: stale, FlushDenied: true}); err != nil {
+		return err
+	}
+	c.record(b, snapshot, nil)
+	c.settler.settle(snapshot, c.generation, everything{})
+	return nil
+}
+
+// run applies batches until the context ends or the source fails.
+func (c *controller) run(ctx context.Context, q *source.Queue) error {
+	for {
+		b, err := q.Next(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if err := c.step(ctx, b); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// step brings one batch into force. When it returns, every new flow is judged by it.
+func (c *controller) step(ctx context.Context, b source.Batch) error {
+	snapshot, delta := c.state.apply(b)
+	if delta == nil {
+		c.publishSame(snapshot)
+		c.record(b, snapshot, nil)
+		return nil
+	}
+	generation := c.generation + 1
+	if generation == 0 { // 0 means idle to the publisher
+		generation = uint32(c.marks.Generations())
+	}
+	if err := c.publisher.waitReusable(ctx, generation, c.marks.Generations()); err != nil {
+		return err
+	}
+	c.generation = generation
+	affected := addressSet(delta.Affected)
+	// A new range makes judged what was not, and tuples that only the kernel knows cannot be looked at.
+	flush := delta.Ranges || c.learned.overflowed()
+	if flush {
+		c.learned.replace(nil)
+	}
+	update := ruleset.Update{
+		Generation:   generation,
+		Forget:       c.learned.forget(affected, c.allowedIn(snapshot)),
+		FlushDenied:  true,
+		FlushAllowed: flush,
+		PodCIDRs:     c.state.podCIDRs(),
+		SetPodCIDRs:  delta.Ranges,
+	}
+	for _, s := range delta.Subjects {
+		if !s.Present {
+			delete(c.subjects, s.Addr)
+			update.Removed = append(update.Removed, s.Addr)
+			continue
+		}
+		c.subjects[s.Addr] = kernelSubject(s)
+		update.Subjects = append(update.Subjects, c.subjects[s.Addr])
+	}
+	// First the snapshot, then the transaction: a thread that already judges by the new snapshot has its packets come
+	// round again until the kernel knows the generation. The other order would admit by an old snapshot.
+	c.publisher.current.Store(&view{snapshot, generation})
+	if err := c.commit(ctx, update, b, snapshot); err != nil {
+		return err
+	}
+	c.wake()
+	c.record(b, snapshot, nil)
+	c.settler.settle(snapshot, c.generation, affected)
+	c.log.Debug().Uint32("generation", generation).Int("affected", len(delta.Affected)).
+		Int("forgotten", len(update.Forget)).Int("subjects", len(delta.Subjects)).Msg("applied")
+	return nil
+}
+
+// publishSame hands threads a snapshot in which no verdict differs, so that the logs name owners as they are now.
+func (c *controller) publishSame(s *engine.Snapshot) {
+	if v := c.publisher.current.Load(); v.snapshot != s {
+		c.publisher.current.Store(&view{s, v.generation})
+	}
+}
+
+// commit applies the update, again and again if the kernel refuses: giving up would leave packets without verdicts, and
+// going back would enforce what is no longer the policy.
+func (c *controller) commit(ctx context.Context, u ruleset.Update, b source.Batch, s *engine.Snapshot) error {
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		err := c.rules.Apply(u)
+		if err == nil {
+			return nil
+		}
+		c.record(b, s, fmt.Errorf("nftables transaction of generation %d: %w", u.Generation, err))
+		c.log.Error().Err(err).Dur("retry", pause).Msg("the kernel refused an update; new flows wait until it is in force")
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// record notes what is in force, or why it is not.
+func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.applied.Err = err
+	if err != nil {
+		return
+	}
+	problems := make(map[string][]string, len(c.state.problems))
+	for ref, list := range c.state.problems {
+		for _, p := range list {
+			problems[ref.String()] = append(problems[ref.String()], p.String())
+		}
+	}
+	c.applied = applied{
+		Versions: b.Versions, Snapshot: s, Generation: c.generation, At: time.Now(),
+		Policies: c.state.model.Policies(), Problems: problems,
+	}
+}
+
+// allowedIn judges tuples by a snapshot, the way their first packet would be.
+func (c *controller) allowedIn(s *engine.Snapshot) func(ruleset.Tuple) bool {
+	return func(t ruleset.Tuple) bool { return tupleAllowed(c.evaluator, s, t) }
+}
+
+func kernelSubject(s engine.Subject) ruleset.Subject {
+	return ruleset.Subject{Addr: s.Addr, Pod: true, Ingress: s.Ingress, Egress: s.Egress}
+}
+
+// affectedSet is a set of addresses.
+type affectedSet interface{ contains(netip.Addr) bool }
+
+// everything is the set of all addresses.
+type everything struct{}
+
+func (everything) contains(netip.Addr) bool { return true }
+
+// addresses is a set of some addresses.
+type addresses map[netip.Addr]struct{}
+
+func (a addresses) contains(addr netip.Addr) bool { _, ok := a[addr]; return ok }
+
+func addressSet(list []netip.Addr) addresses {
+	set := make(addresses, len(list))
+	for _, a := range list {
+		set[a] = struct{}{}
+	}
+	return set
+}

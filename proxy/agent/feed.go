@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/firstpacket/firstpacket/classify/source"
+	"github.com/firstpacket/firstpacket/classify/source/kube"
+	"github.com/firstpacket/firstpacket/classify/source/manifests"
+)
+
+// feed is where the cluster's objects come from.
+type feed struct {
+	source.Source
+	// name is how messages call it.
+	name string
+	// directory is set when the objects come from manifests.
+	directory *manifests.Source
+	close     func()
+}
+
+// digest names the directory's content that the versions stand for; empty for other sources, and while the kinds are
+// not all at the same load.
+func (f *feed) digest(versions map[string]string) string {
+	if f == nil || f.directory == nil {
+		return ""
+	}
+	load := ""
+	for _, v := range versions {
+		if load == "" {
+			load = v
+		}
+		if v != load {
+			return ""
+		}
+	}
+	d, _ := f.directory.DigestOf(load)
+	return d
+}
+
+// follow opens the configured source and begins to follow all kinds.
+func (a *agent) follow(ctx context.Context) (*source.Queue, error) {
+	f, err := a.openSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.source = f
+	q := source.New(ctx, source.Config{OnError: func(kind string, err error) {
+		a.cfg.Log.Warn().Err(err).Str("kind", kind).Msg("the last good state stays in force")
+	}})
+	a.changes.Store(q)
+	for _, k := range kinds() {
+		if err := q.Add(f, k); err != nil {
+			a.unfollow()
+			return nil, err
+		}
+	}
+	return q, nil
+}
+
+// unfollow ends what follow began.
+func (a *agent) unfollow() {
+	a.changes.Load().Close()
+	a.source.close()
+}
+
+func (a *agent) openSource(ctx context.Context) (*feed, error) {
+	if a.cfg.Manifests != "" {
+		return a.openDirectory()
+	}
+	s, err := kube.New(kube.Config{Kubeconfig: a.cfg.Kubeconfig, UserAgent: "firstpacket/" + a.cfg.Version})
+	if errors.Is(err, rest.ErrNotInCluster) {
+		return nil, errors.New("no source of the cluster's state: give --kubeconfig or --manifests, or run as a pod")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.WaitReachable(ctx, a.cfg.StartTimeout); err != nil {
+		return nil, fmt.Errorf("check the address and credentials of the API server: %w", err)
+	}
+	return &feed{Source: s, name: "the API server " + s.Host(), close: func() {}}, nil
+}
+
+func (a *agent) openDirectory() (*feed, error) {
+	log := a.cfg.Log
+	s, err := manifests.Open(a.cfg.Manifests, manifests.Options{OnLoad: func(st manifests.State) {
+		for _, p := range st.Problems {
+			log.Error().Err(p).Msg("manifest not taken over; the last good state of its file stays in force")
+		}
+		for _, kind := range st.Ignored {
+			log.Info().Stringer("kind", kind).Msg("ignoring objects of a kind that policy does not depend on")
+		}
+		log.Info().Uint64("load", st.Number).Int("files", st.Files).Int("objects", st.Objects).Msg("manifests read")
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("check the directory given with --manifests: %w", err)
+	}
+	return &feed{Source: s, name: "the directory " + a.cfg.Manifests, directory: s, close: func() {
+		if err := s.Close(); err != nil {
+			log.Warn().Err(err).Msg("closing the directory")
+		}
+	}}, nil
+}

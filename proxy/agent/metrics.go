@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/firstpacket/firstpacket/proxy/metrics"
+	"github.com/firstpacket/firstpacket/proxy/queue"
+)
+
+// register adds everything that /metrics shows.
+func (a *agent) register(r *prometheus.Registry) {
+	s := metrics.Sources{
+		Version: a.cfg.Version, Features: a.rules.Features().String(),
+		Queues: a.queueStats, KernelQueues: queue.ReadKernelStats, Counters: a.rules.Counters, State: a.measure,
+	}
+	for _, j := range a.judges {
+		s.Verdicts = append(s.Verdicts, j.counts)
+	}
+	if a.flowLog != nil {
+		s.FlowLog = a.flowLog.Stats
+	}
+	r.MustRegister(
+		metrics.NewCollector(s),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+}
+
+func (a *agent) queueStats() map[uint16]queue.Stats {
+	queues := a.queues.Load()
+	if queues == nil {
+		return nil
+	}
+	stats := make(map[uint16]queue.Stats, len(*queues))
+	for _, q := range *queues {
+		stats[q.Number()] = q.Stats()
+	}
+	return stats
+}
+
+func (a *agent) measure() metrics.State {
+	applied, settled := a.controller.status(), a.settler.status()
+	s := metrics.State{
+		Generation: applied.Generation, Settled: settled.Generation,
+		Tuples: a.learned.len(), TuplesLost: a.learned.lostCount(),
+		Policies: applied.Policies, PolicyProblems: len(applied.Problems),
+		Revoked: settled.Revoked, Restored: settled.Restored,
+		Ready:   a.ready() == nil,
+		Objects: map[string]int{}, Failing: map[string]int{}, Failures: map[string]uint64{},
+	}
+	for _, h := range a.sourceHealth() {
+		s.Objects[h.Kind], s.Failing[h.Kind], s.Failures[h.Kind] = h.Objects, h.Failing, h.Failures
+	}
+	return s
+}

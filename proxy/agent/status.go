@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/firstpacket/firstpacket/classify/source"
+	"github.com/firstpacket/firstpacket/proxy/health"
+)
+
+// Status is what /status answers. Fields are stable: tools wait on generation, applied and manifests.
+type Status struct {
+	Node     string `json:"node"`
+	Version  string `json:"version"`
+	Features string `json:"features"`
+	// Ready is empty when the agent enforces, else what it waits for.
+	NotReady string `json:"notReady,omitempty"`
+	// Generation is the number that verdicts carry; New flows are judged by it. Settled is the newest generation whose
+	// change has also been carried through for what was admitted before: cached tuples and established flows.
+	Generation uint32 `json:"generation"`
+	Settled    uint32 `json:"settled"`
+	// Applied has the resource version of each kind that is in force, since At.
+	Applied   map[string]string `json:"applied"`
+	AppliedAt time.Time         `json:"appliedAt"`
+	// Manifests is the digest of the directory's content that is in force and settled, for the directory source.
+	Manifests string `json:"manifests,omitempty"`
+	Policies  int    `json:"policies"`
+	// Problems lists policies that could not be understood in full, and why. They fail closed.
+	Problems map[string][]string `json:"problems,omitempty"`
+	Tuples   int                 `json:"tuples"`
+	Revoked  uint64              `json:"revokedFlows"`
+	Restored uint64              `json:"restoredFlows"`
+	Errors   []string            `json:"errors,omitempty"`
+	Sources  []SourceStatus      `json:"sources"`
+}
+
+// SourceStatus is the health of one kind of objects.
+type SourceStatus struct {
+	Kind      string    `json:"kind"`
+	Objects   int       `json:"objects"`
+	Failing   int       `json:"failing,omitempty"`
+	Synced    bool      `json:"synced"`
+	LastEvent time.Time `json:"lastEvent"`
+	Error     string    `json:"error,omitempty"`
+}
+
+func (a *agent) endpoints() health.Config {
+	registry := prometheus.NewRegistry()
+	a.register(registry)
+	return health.Config{
+		Address: a.cfg.HTTPAddress, Ready: a.ready, Status: func() any { return a.status() },
+		Metrics: registry, Profiling: a.cfg.Profiling,
+	}
+}
+
+// errStarting is why an agent that has not installed its rules is not ready.
+var errStarting = errors.New("starting: the cluster's state has not been brought into force")
+
+// ready tells whether the agent enforces. Losing the API server does not make it unready: the last state stays in
+// force, and taking the pod out of service would not help.
+func (a *agent) ready() error {
+	s := a.controller.status()
+	if s.Snapshot == nil {
+		return errStarting
+	}
+	if s.Err != nil {
+		return fmt.Errorf("the newest state is not in force: %w", s.Err)
+	}
+	return nil
+}
+
+func (a *agent) status() Status {
+	applied, settled := a.controller.status(), a.settler.status()
+	s := Status{
+		Node: a.cfg.NodeName, Version: a.cfg.Version, Features: a.rules.Features().String(),
+		Generation: applied.Generation, Settled: settled.Generation,
+		Applied: applied.Versions, AppliedAt: applied.At,
+		Policies: applied.Policies, Problems: applied.Problems, Tuples: a.learned.len(),
+		Revoked: settled.Revoked, Restored: settled.Restored,
+	}
+	if err := a.ready(); err != nil {
+		s.NotReady = err.Error()
+	}
+	for _, err := range []error{applied.Err, settled.Err} {
+		if err != nil {
+			s.Errors = append(s.Errors, err.Error())
+		}
+	}
+	// A digest says "all of this directory is in force", so it waits for the second half of a change too.
+	if settled.Generation == applied.Generation {
+		s.Manifests = a.source.digest(applied.Versions)
+	}
+	for _, h := range a.sourceHealth() {
+		one := SourceStatus{Kind: h.Kind, Objects: h.Objects, Failing: h.Failing, Synced: h.Synced, LastEvent: h.LastEvent}
+		if h.Err != nil {
+			one.Error = h.Err.Error()
+		}
+		s.Sources = append(s.Sources, one)
+	}
+	return s
+}
+
+func (a *agent) sourceHealth() []source.Health {
+	if q := a.changes.Load(); q != nil {
+		return q.Health()
+	}
+	return nil
+}
