@@ -118,8 +118,16 @@ func event(t *testing.T, w watch.Interface) watch.Event {
 	return watch.Event{}
 }
 
-func TestPodsAndPoliciesAreWatched(t *testing.T) {
-	_, client := start(t, Options{})
+// TestCluster asks one cluster several things, because each takes seconds to start.
+func TestCluster(t *testing.T) {
+	c, client := start(t, Options{})
+	t.Run("pods and policies are watched", func(t *testing.T) { testWatches(t, client) })
+	t.Run("RBAC is on", func(t *testing.T) { testRBAC(t, c, client) })
+	t.Run("a paused server hangs", func(t *testing.T) { testPause(t, c, client) })
+}
+
+func testWatches(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
 	ctx := t.Context()
 	createNamespace(t, client, "shop")
 
@@ -173,8 +181,8 @@ func TestPodsAndPoliciesAreWatched(t *testing.T) {
 	}
 }
 
-func TestRBACIsOn(t *testing.T) {
-	c, client := start(t, Options{})
+func testRBAC(t *testing.T, c *Cluster, client kubernetes.Interface) {
+	t.Helper()
 	path, err := c.KubeconfigFor("system:serviceaccount:kube-system:nobody", "system:authenticated")
 	if err != nil {
 		t.Fatal(err)
@@ -232,8 +240,8 @@ func TestRestartKeepsDataAndForgetsHistory(t *testing.T) {
 	}
 }
 
-func TestPausedServerHangs(t *testing.T) {
-	c, client := start(t, Options{})
+func testPause(t *testing.T, c *Cluster, client kubernetes.Interface) {
+	t.Helper()
 	c.APIServer.Pause()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
