@@ -36,7 +36,11 @@ func (r *registry) parse(raw []byte, before *content) *content {
 		c.problems = []Problem{{Detail: "is empty; to take its objects out of force, remove the file"}}
 		return c
 	}
-	first := map[objectID]placed{}
+	if before != nil {
+		c.objects = make([]placed, 0, len(before.objects)+1)
+		c.documents = make(map[[sha256.Size]byte]*decoded, len(before.documents))
+	}
+	first := make(map[objectID]placed, cap(c.objects))
 	for _, doc := range split(raw) {
 		sum := sha256.Sum256(doc.raw)
 		d := c.documents[sum]
@@ -97,12 +101,12 @@ func (c *content) located(file string) Problems {
 
 // objectID is what must be unique among all files.
 type objectID struct {
-	kind            schema.GroupVersionKind
+	kind            *Kind
 	namespace, name string
 }
 
 func (t typed) objectID() objectID {
-	return objectID{t.kind.GroupVersionKind, t.object.GetNamespace(), t.object.GetName()}
+	return objectID{t.kind, t.object.GetNamespace(), t.object.GetName()}
 }
 
 // isManifest tells by the name whether a file is one: editors' and tools' temporary files are not.

@@ -144,7 +144,11 @@ func (l *loader) conflict(next map[string]*content) (loser string, p *Problem) {
 		file string
 		placed
 	}
-	first := map[objectID]place{}
+	count := 0
+	for _, c := range next {
+		count += len(c.objects)
+	}
+	first := make(map[objectID]place, count)
 	for _, rel := range slices.Sorted(maps.Keys(next)) {
 		for _, o := range next[rel].objects {
 			other, ok := first[o.objectID()]

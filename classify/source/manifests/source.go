@@ -284,7 +284,7 @@ type published struct{ from, object Object }
 // give events; the others get the number as their resource version.
 func (l *loader) snapshot(number uint64, previous *snapshot) (*snapshot, int) {
 	next := &snapshot{number: number, objects: map[schema.GroupVersionKind]map[string]Object{}}
-	served := map[objectID]published{}
+	served := make(map[objectID]published, len(l.served))
 	for _, c := range l.force {
 		for _, o := range c.objects {
 			id := o.objectID()
@@ -293,10 +293,11 @@ func (l *loader) snapshot(number uint64, previous *snapshot) (*snapshot, int) {
 				p = published{from: o.object, object: versioned(o.object, p.object, number)}
 			}
 			served[id] = p
-			if next.objects[id.kind] == nil {
-				next.objects[id.kind] = map[string]Object{}
+			gvk := id.kind.GroupVersionKind
+			if next.objects[gvk] == nil {
+				next.objects[gvk] = make(map[string]Object, previous.count(gvk))
 			}
-			next.objects[id.kind][keyOf(o.object)] = p.object
+			next.objects[gvk][keyOf(o.object)] = p.object
 		}
 	}
 	l.served = served
@@ -308,6 +309,13 @@ func (l *loader) snapshot(number uint64, previous *snapshot) (*snapshot, int) {
 		}
 	}
 	return next, len(served)
+}
+
+func (s *snapshot) count(gvk schema.GroupVersionKind) int {
+	if s == nil {
+		return 0
+	}
+	return len(s.objects[gvk])
 }
 
 // versioned returns old if o says the same, and otherwise a copy of o with the resource version. What the manifest says
