@@ -10,9 +10,13 @@ import (
 	"time"
 
 	nfqueue "github.com/florianl/go-nfqueue/v2"
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/firstpacket/firstpacket/proxy/internal/nstest"
 )
 
 // everywhere runs a test for each transport and address family, on one bed.
@@ -251,12 +255,12 @@ func TestDenyByRejecting(t *testing.T) {
 	}
 }
 
-// revoke marks the node's flows to the address and port as revoked, as the agent does.
-func (b *bed) revoke(to netip.Addr, port uint16) {
+// revoke marks the node's flows to the port as revoked, as the agent does, before the hook's filter priority.
+func (b *bed) revoke(hook *nftables.ChainHook, port uint16) {
 	b.t.Helper()
 	set := &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}
 	dst := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
-	add := b.side("revoke", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityMangle)
+	add := b.side(fmt.Sprint("revoke", *hook), nftables.ChainTypeFilter, hook, *nftables.ChainPriorityMangle)
 	add([]expr.Any{dst, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(port >> 8), byte(port)}},
 		&expr.Immediate{Register: 1, Data: host(layoutOfMarks.Revoked() | 5)}, set})
 }
@@ -285,7 +289,7 @@ func TestRevokedFlowIsRefused(t *testing.T) {
 			before, err := r.Counters()
 			b.must(err)
 			j.take()
-			b.revoke(podAddrs[0], 80)
+			b.revoke(nftables.ChainHookPrerouting, 80)
 			for _, o := range conns {
 				err := talk(o.c, short)
 				if how == Reject && !errors.Is(err, o.want) {
@@ -306,6 +310,81 @@ func TestRevokedFlowIsRefused(t *testing.T) {
 				t.Errorf("revoked flows fed the cache: %v, %v", denied, err)
 			}
 		})
+	}
+}
+
+// In each hook, an admitted flow goes on without the verdict cache, until it is revoked.
+func TestAdmittedFlowsAndTheirEnd(t *testing.T) {
+	b := newBed(t)
+	r := b.install(isolated(true, true))
+	j := b.judge(allow)
+	for i := range podAddrs {
+		for _, c := range []struct {
+			hook uint8
+			from *nstest.NS
+			src  netip.Addr
+			dst  netip.Addr
+		}{
+			{unix.NF_INET_FORWARD, b.client, clientAddrs[i], podAddrs[i]},
+			{unix.NF_INET_LOCAL_IN, b.pod, podAddrs[i], gateways[i]},
+			// A proxy on the node that speaks in the client's name. Only the node's own addresses go unasked.
+			{unix.NF_INET_LOCAL_OUT, b.node, addr([]string{"10.0.2.9", "fd00:2::9"}[i]), podAddrs[i]},
+		} {
+			t.Run(fmt.Sprintf("v%d hook %d", 4+2*i, c.hook), func(t *testing.T) {
+				port := 7000 + uint16(c.hook)*2 + uint16(i)
+				trySend := func() error {
+					return b.trySend(c.from, c.src, c.dst, layers.IPProtocolUDP,
+						&layers.UDP{SrcPort: 4000, DstPort: layers.UDPPort(port)}, gopacket.Payload("x"))
+				}
+				send := func() { b.must(trySend()) }
+				before, err := r.Counters()
+				b.must(err)
+				send()
+				b.counts(r, func(c Counters) bool { return c.Admitted == before.Admitted+1 })
+				if q := j.sees(t); q.hook != c.hook || q.src != c.src || q.dstPort != port {
+					t.Fatalf("queued %+v", q)
+				}
+				b.must(r.Apply(Update{Generation: generation, FlushAllowed: true}))
+				send()
+				hook := nftables.ChainHookPrerouting
+				if c.hook == unix.NF_INET_LOCAL_OUT {
+					hook = nftables.ChainHookOutput
+				}
+				b.revoke(hook, port)
+				// A sender hears of a drop in its own output.
+				if err := trySend(); err != nil && (c.hook != unix.NF_INET_LOCAL_OUT || !errors.Is(err, unix.EPERM)) {
+					t.Fatal(err)
+				}
+				b.counts(r, func(c Counters) bool { return c.Refused > before.Refused })
+				if seen := j.take(); len(seen) != 0 {
+					t.Errorf("queued again: %+v", seen)
+				}
+			})
+		}
+	}
+}
+
+// What the node says to itself is not asked about, be the address in the pod CIDR and not known yet.
+func TestLoopbackPasses(t *testing.T) {
+	b := newBed(t)
+	b.install(State{Generation: generation, PodCIDRs: podCIDRs})
+	j := b.judge(deny)
+	for _, a := range gateways {
+		var p net.PacketConn
+		b.must(b.node.Run(func() (err error) {
+			p, err = net.ListenPacket("udp", netip.AddrPortFrom(a, 0).String())
+			return err
+		}))
+		defer p.Close()
+		_, err := p.WriteTo([]byte("x"), p.LocalAddr())
+		b.must(err)
+		b.must(p.SetReadDeadline(time.Now().Add(long)))
+		if _, _, err := p.ReadFrom(make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+	}
+	if seen := j.take(); len(seen) != 0 {
+		t.Errorf("queued %+v", seen)
 	}
 }
 

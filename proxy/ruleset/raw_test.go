@@ -15,36 +15,111 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/internal/nstest"
 )
 
-// sendTCP sends a TCP segment as it stands.
-func (b *bed) sendTCP(from *nstest.NS, src, dst netip.AddrPort, tcp layers.TCP) {
+// send sends an IP packet as it stands.
+func (b *bed) send(from *nstest.NS, src, dst netip.Addr, proto layers.IPProtocol, body ...gopacket.SerializableLayer) {
 	b.t.Helper()
-	tcp.SrcPort, tcp.DstPort = layers.TCPPort(src.Port()), layers.TCPPort(dst.Port())
-	tcp.Window, tcp.Seq = 1000, 1
-	ip4 := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(),
-		DstIP: dst.Addr().AsSlice()}
-	ip6 := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(),
-		DstIP: dst.Addr().AsSlice()}
-	buf := gopacket.NewSerializeBuffer()
-	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	b.must(b.trySend(from, src, dst, proto, body...))
+}
+
+func (b *bed) trySend(from *nstest.NS, src, dst netip.Addr, proto layers.IPProtocol,
+	body ...gopacket.SerializableLayer) error {
+	b.t.Helper()
+	var ip gopacket.SerializableLayer
 	var to unix.Sockaddr
 	domain := unix.AF_INET
-	if dst.Addr().Is4() {
-		b.must(tcp.SetNetworkLayerForChecksum(ip4))
-		b.must(gopacket.SerializeLayers(buf, opts, ip4, &tcp))
-		to = &unix.SockaddrInet4{Addr: dst.Addr().As4()}
+	if dst.Is4() {
+		ip = &layers.IPv4{Version: 4, TTL: 64, Protocol: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+		to = &unix.SockaddrInet4{Addr: dst.As4()}
 	} else {
-		b.must(tcp.SetNetworkLayerForChecksum(ip6))
-		b.must(gopacket.SerializeLayers(buf, opts, ip6, &tcp))
-		domain, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.Addr().As16()}
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+		domain, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.As16()}
 	}
-	b.must(from.Run(func() error {
-		fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_RAW) // implies a header included
+	for _, l := range body {
+		if c, ok := l.(interface {
+			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+		}); ok {
+			b.must(c.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer)))
+		}
+	}
+	buf := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	b.must(gopacket.SerializeLayers(buf, opts, append([]gopacket.SerializableLayer{ip}, body...)...))
+	return from.Run(func() error {
+		fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_RAW) // implies that the header is included
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
 		return unix.Sendto(fd, buf.Bytes(), 0, to)
-	}))
+	})
+}
+
+func (b *bed) sendTCP(from *nstest.NS, src, dst netip.AddrPort, tcp layers.TCP) {
+	b.t.Helper()
+	tcp.SrcPort, tcp.DstPort = layers.TCPPort(src.Port()), layers.TCPPort(dst.Port())
+	tcp.Window, tcp.Seq = 1000, 1
+	b.send(from, src.Addr(), dst.Addr(), layers.IPProtocolTCP, &tcp)
+}
+
+// counts waits until the counters are as f wants them.
+func (b *bed) counts(r *Ruleset, f func(Counters) bool) {
+	b.t.Helper()
+	for end := time.Now().Add(long); ; time.Sleep(time.Millisecond) {
+		c, err := r.Counters()
+		b.must(err)
+		if f(c) {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("counters %+v", c)
+		}
+	}
+}
+
+// SCTP tuples are cached like those of TCP and UDP. The packets are made by hand: not every kernel has SCTP sockets.
+func TestSCTPTuplesAreLearnt(t *testing.T) {
+	b := newBed(t)
+	r := b.install(isolated(true, false))
+	j := b.judge(allow)
+	for i := range podAddrs {
+		for port := uint16(5000); port < 5003; port++ {
+			// An INIT chunk with an initiate tag of its own (RFC 9260, section 3.3.2).
+			init := gopacket.Payload{1, 0, 0, 20, 0, 0, 0, byte(port), 0, 0, 64, 0, 0, 1, 0, 1, 0, 0, 0, 1}
+			b.send(b.client, clientAddrs[i], podAddrs[i], layers.IPProtocolSCTP,
+				&layers.SCTP{SrcPort: layers.SCTPPort(port), DstPort: 80}, init)
+			b.counts(r, func(c Counters) bool { return c.Admitted+c.Cached == uint64(3*i)+uint64(port-5000)+1 })
+		}
+		if seen := j.take(); len(seen) != 1 || seen[0].tuple() != (Tuple{clientAddrs[i], podAddrs[i], unix.IPPROTO_SCTP, 80}) {
+			t.Errorf("queued %+v, want one packet", seen)
+		}
+	}
+}
+
+// Protocols without ports are judged per flow and never cached.
+func TestPingIsJudgedPerFlow(t *testing.T) {
+	b := newBed(t)
+	r := b.install(isolated(true, false))
+	j := b.judge(allow)
+	for id := byte(1); id < 4; id++ {
+		b.send(b.client, clientAddrs[0], podAddrs[0], layers.IPProtocolICMPv4,
+			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: uint16(id)})
+		b.send(b.client, clientAddrs[1], podAddrs[1], layers.IPProtocolICMPv6,
+			&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, gopacket.Payload{0, id, 0, 1})
+		b.counts(r, func(c Counters) bool { return c.Admitted == 2*uint64(id) })
+	}
+	if n := len(j.take()); n != 6 {
+		t.Errorf("queued %d, want 6", n)
+	}
+	if allowed := b.allowed(r); len(allowed) != 0 {
+		t.Errorf("learnt %v", allowed)
+	}
+	j.turn(deny)
+	b.send(b.client, clientAddrs[0], podAddrs[0], layers.IPProtocolICMPv4,
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 99})
+	b.counts(r, func(c Counters) bool { return c.Refused == 1 })
+	if denied, err := r.Denied(); err != nil || len(denied) != 0 {
+		t.Errorf("denied %v, %v", denied, err)
+	}
 }
 
 func TestInvalidPacketsAreDroppedAndCounted(t *testing.T) {
@@ -58,16 +133,7 @@ func TestInvalidPacketsAreDroppedAndCounted(t *testing.T) {
 		b.sendTCP(b.pod, netip.AddrPortFrom(podAddrs[i], 4000), netip.AddrPortFrom(clientAddrs[i], 80),
 			layers.TCP{SYN: true, FIN: true})
 	}
-	for end := time.Now().Add(long); ; time.Sleep(time.Millisecond) {
-		c, err := r.Counters()
-		b.must(err)
-		if c.Invalid == 4 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("counters %+v, want 4 invalid packets", c)
-		}
-	}
+	b.counts(r, func(c Counters) bool { return c.Invalid == 4 })
 	if seen := j.take(); len(seen) != 0 {
 		t.Errorf("queued %+v", seen)
 	}
@@ -85,16 +151,7 @@ func TestMidStreamIsNotLearnt(t *testing.T) {
 		if q := j.sees(t); q.dstPort != 80 {
 			t.Errorf("queued %+v", q)
 		}
-		for end := time.Now().Add(long); ; time.Sleep(time.Millisecond) {
-			c, err := r.Counters()
-			b.must(err)
-			if c.Admitted == uint64(i+1) {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("counters %+v, want %d admitted", c, i+1)
-			}
-		}
+		b.counts(r, func(c Counters) bool { return c.Admitted == uint64(i+1) })
 	}
 	if allowed, err := r.Allowed(); err != nil || len(allowed) != 0 {
 		t.Errorf("learnt %v, %v", allowed, err)
