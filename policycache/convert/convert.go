@@ -180,6 +180,9 @@ func (c *converter) add(o runtime.Object, comments ...string) error {
 		return err
 	}
 	delete(raw, "status")
+	if spec, ok := raw["spec"].(map[string]any); ok && len(spec) == 0 {
+		delete(raw, "spec") // a Namespace's
+	}
 	if meta, ok := raw["metadata"].(map[string]any); ok {
 		delete(meta, "creationTimestamp")
 	}

@@ -39,7 +39,8 @@ func (c *converter) namespace(ns *corev1.Namespace) {
 			metav1.SetMetaDataAnnotation(&meta, k, v)
 		}
 	}
-	comments := []string{"Without " + strings.Join(removed, " and ") + "."}
+	comments := []string{"Without " + strings.Join(removed, " and ") + ". In a live cluster: kubectl annotate namespace " +
+		ns.Name + " " + strings.Join(removed, "- ") + "-"}
 	for _, s := range []isolation.State{n.alpha, n.beta} {
 		if s.Problem != "" {
 			comments = append(comments, "The annotation could not be understood: "+s.Problem+".")
