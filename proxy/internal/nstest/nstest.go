@@ -62,8 +62,8 @@ func New(t testing.TB) *NS {
 // Handle is the open namespace, for interfaces that take one. It is closed when the test ends.
 func (n *NS) Handle() netns.NsHandle { return n.handle }
 
-// Do runs f inside the namespace, on the calling goroutine, whose OS thread is locked meanwhile: f may end the test with
-// t.Fatal. Sockets opened in f stay in the namespace after Do; goroutines started by f do not run in it.
+// Do runs f inside the namespace, on the calling goroutine, whose OS thread is locked meanwhile: f may end the test
+// with t.Fatal. Sockets opened in f stay in the namespace after Do; goroutines started by f do not run in it.
 func (n *NS) Do(f func()) {
 	n.t.Helper()
 	_ = n.Run(func() error { f(); return nil })
@@ -95,9 +95,9 @@ type threadError struct{ error }
 
 func (e *threadError) Unwrap() error { return e.error }
 
-// visit runs f, which may change the thread's network namespace, and brings the thread back to where it was, also when
-// f leaves by a panic or runtime.Goexit. A thread that cannot be brought back stays locked to the goroutine, so that the
-// runtime throws it away at the goroutine's end and never runs other code in the wrong namespace.
+// visit runs f, which may change the thread's network namespace, and brings the thread back to where it was, also
+// when f leaves by a panic or runtime.Goexit. A thread that cannot be brought back stays locked to the goroutine,
+// so that the runtime throws it away at the goroutine's end and never runs other code in the wrong namespace.
 func visit(f func() error) (err error) {
 	runtime.LockOSThread()
 	home, err := netns.Get()
@@ -120,9 +120,9 @@ func visit(f func() error) (err error) {
 // elevated is set in the environment of the process that Elevate starts.
 const elevated = "FIRSTPACKET_TEST_ELEVATED"
 
-// Elevate returns at once when the process may make network namespaces. Otherwise it runs the test binary again with the
-// same arguments in a new user and network namespace, where it is root, and ends the process with the child's status.
-// Call it first in TestMain.
+// Elevate returns at once when the process may make network namespaces. Otherwise it runs the test binary again
+// with the same arguments in a new user and network namespace, where it is root, and ends the process with the
+// child's status. Call it first in TestMain.
 func Elevate() {
 	if os.Geteuid() == 0 || os.Getenv(elevated) != "" {
 		return
