@@ -159,6 +159,11 @@ func TestPodsUnderTheSamePoliciesShareAProgram(t *testing.T) {
 	if len(w.programs) != 0 {
 		t.Errorf("%d programs are kept that nobody uses", len(w.programs))
 	}
+	w.drop(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1", "10.0.1.2"))
+	w.commit()
+	if len(w.groups)+len(w.namespaces) > 0 {
+		t.Errorf("%d groups and %d namespaces are kept without pods", len(w.groups), len(w.namespaces))
+	}
 }
 
 func TestSnapshotsDoNotChange(t *testing.T) {

@@ -76,7 +76,7 @@ func (c *situation) unknown(s *Snapshot, f *packet.Flow, hook Hook, held bool, v
 	switch {
 	case srcLocal, c.src.ep == nil && c.dst.ingress != nil && hook != Output && s.cluster.Contains(f.Src):
 		v.Awaited = f.Src
-	case dstLocal, c.dst.ep == nil && c.src.egress != nil && hook != Input && s.cluster.Contains(f.Dst):
+	case dstLocal, c.dst.ep == nil && c.src.egress != nil && s.cluster.Contains(f.Dst):
 		v.Awaited = f.Dst
 	default:
 		return false

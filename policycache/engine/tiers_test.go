@@ -233,6 +233,9 @@ func TestUnknownAddresses(t *testing.T) {
 		{"the node to a new local pod", "192.168.0.1", local, Output, "", Allow, OwnNode},
 		{"the node's bridge address to a pod", "10.0.1.254", isolated, Output, "", Allow, OwnNode},
 		{"a pod to the node's bridge address", isolated, "10.0.1.254", Input, "", Allow, OwnNode},
+		{"the node under a strange address to a pod", remote, isolated, Output, "", Allow, AllowedByRule},
+		{"the node's bridge address to the world", "10.0.1.254", outside, Output, "", Allow, NoSubject},
+		{"the world to the node's bridge address", outside, "10.0.1.254", Input, "", Allow, NoSubject},
 		{"two unknown remote addresses", remote, "10.0.2.78", Forward, "", Allow, NoSubject},
 		{"hairpin of an unknown pod", local, local, Forward, "", Allow, Hairpin},
 	} {
