@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,8 +55,8 @@ func TestAdoption(t *testing.T) {
 		t.Fatalf("after adoption: %v, %v", drifts, err)
 	}
 	b.must(talk(running, long))
-	if diff := cmp.Diff(learnt, b.allowed(adopter), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Errorf("the verdict cache changed:\n%s", diff)
+	if now := b.allowed(adopter); !slices.Equal(now, learnt) {
+		t.Errorf("the verdict cache changed from %v to %v", learnt, now)
 	}
 	for _, q := range held {
 		j.release(q.id, nfqueue.NfRepeat, layoutOfMarks.With(q.mark, layoutOfMarks.Allow(generation+1)))
@@ -345,6 +346,33 @@ func TestTransactionPrints(t *testing.T) {
 				t.Errorf("%s differs; -want +got\n%s", golden, diff)
 			}
 		})
+	}
+}
+
+// A transaction that met another program's is built and sent again; any other error is final.
+func TestCommitRepeats(t *testing.T) {
+	r := bare(t)
+	for _, c := range []struct {
+		err    error
+		builds int
+	}{
+		{unix.EBUSY, 3}, {unix.EINTR, 3}, {unix.ENOBUFS, 3}, {unix.EEXIST, 1}, {unix.EPERM, 1},
+	} {
+		builds := 0
+		err := r.commit(func() (*tx, error) {
+			if builds++; builds < 3 {
+				return nil, fmt.Errorf("somewhere: %w", c.err)
+			}
+			return &tx{l: r.layout}, nil
+		})
+		if builds != c.builds || (err == nil) != (c.builds == 3) {
+			t.Errorf("%v: %d builds, %v", c.err, builds, err)
+		}
+	}
+	builds := 0
+	err := r.commit(func() (*tx, error) { builds++; return nil, unix.EBUSY })
+	if builds != attempts || !errors.Is(err, unix.EBUSY) {
+		t.Errorf("for ever busy: %d builds, %v", builds, err)
 	}
 }
 

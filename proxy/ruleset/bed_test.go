@@ -439,7 +439,8 @@ func (b *bed) flows(to netip.Addr, port uint16) []*netlink.ConntrackFlow {
 }
 
 // side adds a base chain of another table to the node and returns a function that adds rules to it.
-func (b *bed) side(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) func(...[]expr.Any) {
+func (b *bed) side(name string, typ nftables.ChainType, hook *nftables.ChainHook,
+	prio nftables.ChainPriority) func(...[]expr.Any) {
 	b.t.Helper()
 	c, err := nftables.New(nftables.WithNetNSFd(int(b.node.Handle())))
 	b.must(err)

@@ -23,15 +23,16 @@ type MaskClashError struct {
 
 // Error is one sentence that says where the rule is and what to do.
 func (e *MaskClashError) Error() string {
-	return fmt.Sprintf("chain %s of table %s writes bits 0x%08x of the %s: %v", e.Chain, e.Table, e.Bits, e.Mark, ErrMaskClash)
+	return fmt.Sprintf("chain %s of table %s writes bits 0x%08x of the %s: %v", e.Chain, e.Table, e.Bits, e.Mark,
+		ErrMaskClash)
 }
 
 // Unwrap returns ErrMaskClash.
 func (e *MaskClashError) Unwrap() error { return ErrMaskClash }
 
-// CheckMask looks through the rules of all other tables in the network namespace, those of iptables-nft included, for one
-// that writes bits of the mask; a *MaskClashError tells of the first. Writes that cannot harm are none: zeroes in the
-// packet mark, and the conntrack mark copied into it, since no conntrack mark is a verdict.
+// CheckMask looks through the rules of all other tables in the network namespace, those of iptables-nft included, for
+// one that writes bits of the mask; a *MaskClashError tells of the first. Writes that cannot harm are none: a whole
+// packet mark with zeroes in our bits, and the conntrack mark copied into it, since no conntrack mark is a verdict.
 //
 // It cannot see the rules of iptables-legacy, of tc and of eBPF programs, nor marks that programs set on their sockets.
 // Rules that the netlink library cannot read are passed over.

@@ -7,10 +7,10 @@ import (
 	"github.com/google/nftables"
 )
 
-// Install brings the table to the state, in one transaction, whatever was there: nothing, the table of an earlier agent,
-// or that of another version. Base chains stay, so packets waiting in a queue stay too; rules are written anew; sets keep
-// their content as far as it is right; the verdict cache is kept. The generation must be one that no packet in a queue
-// can still carry a verdict of; one more than Generation is.
+// Install brings the table to the state, in one transaction, whatever was there: nothing, the table of an earlier
+// agent, or that of another version. Base chains stay, so packets waiting in a queue stay too; rules are written anew;
+// sets keep their content as far as it is right; the verdict cache is kept. The generation must be one of which no
+// packet can still carry a verdict; one more than Generation is.
 //
 // Its error wraps ErrForeign when a base chain of the table's is hooked in otherwise than this version does.
 func (r *Ruleset) Install(s State) error {

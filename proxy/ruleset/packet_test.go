@@ -491,6 +491,22 @@ func TestICMPErrorsOfKnownFlowsPass(t *testing.T) {
 	if n := len(j.take()); n != 2 {
 		t.Errorf("queued %d, want the 2 requests", n)
 	}
+	// The other way: the pod's answer finds nothing on the client's port.
+	after := b.side("after", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPrioritySecurity)
+	for i, f := range families {
+		after(join(compare(l4proto, expr.CmpOpEq, []byte{f.icmp}),
+			compare(f.source(), expr.CmpOpEq, clientAddrs[i].AsSlice()), []expr.Any{&expr.Counter{}}))
+		b.send(b.client, clientAddrs[i], podAddrs[i], layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80},
+			gopacket.Payload("x"))
+	}
+	for end := time.Now().Add(long); !slices.Equal(b.hits("after"), []uint64{1, 1}); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("errors that passed: %v, want 1 and 1", b.hits("after"))
+		}
+	}
+	if n := len(j.take()); n != 2 {
+		t.Errorf("queued %d, want the 2 requests", n)
+	}
 }
 
 // The pod reaches itself through a service address; the packet comes back with its own address as source.

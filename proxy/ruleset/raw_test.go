@@ -89,8 +89,9 @@ func TestSCTPTuplesAreLearnt(t *testing.T) {
 				&layers.SCTP{SrcPort: layers.SCTPPort(port), DstPort: 80}, init)
 			b.counts(r, func(c Counters) bool { return c.Admitted+c.Cached == uint64(3*i)+uint64(port-5000)+1 })
 		}
-		if seen := j.take(); len(seen) != 1 || seen[0].tuple() != (Tuple{clientAddrs[i], podAddrs[i], unix.IPPROTO_SCTP, 80}) {
-			t.Errorf("queued %+v, want one packet", seen)
+		want := Tuple{clientAddrs[i], podAddrs[i], unix.IPPROTO_SCTP, 80}
+		if seen := j.take(); len(seen) != 1 || seen[0].tuple() != want {
+			t.Errorf("queued %+v, want one packet of %v", seen, want)
 		}
 	}
 }
