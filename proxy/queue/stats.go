@@ -47,18 +47,19 @@ type tally struct {
 	malformed, gone                      uint64
 }
 
-// publish adds the tally and empties it.
+// publish adds the tally and empties it. What came in is published after what became of it, so that a reader who sees a
+// packet counted sees its verdict counted, too.
 func (c *counters) publish(t *tally, heldNow int) {
-	add(&c.packets, t.packets)
 	add(&c.dropped, t.dropped)
 	add(&c.accepted, t.accepted)
 	add(&c.repeated, t.repeated)
 	add(&c.held, t.held)
-	add(&c.expired, t.expired)
 	add(&c.holdFull, t.holdFull)
 	add(&c.malformed, t.malformed)
 	add(&c.gone, t.gone)
 	c.heldNow.Store(int64(heldNow))
+	add(&c.expired, t.expired)
+	add(&c.packets, t.packets)
 	*t = tally{}
 }
 
@@ -71,8 +72,9 @@ func add(c *atomic.Uint64, n uint64) {
 // Stats reads the counts. It may be called at any time, also after Run has returned.
 func (q *Queue) Stats() Stats {
 	c := &q.stats
+	packets := c.packets.Load() // first, as it is published last
 	return Stats{
-		Packets: c.packets.Load(),
+		Packets: packets,
 		Dropped: c.dropped.Load(), Accepted: c.accepted.Load(), Repeated: c.repeated.Load(),
 		Held: c.held.Load(), HeldNow: int(c.heldNow.Load()),
 		Expired: c.expired.Load(), HoldFull: c.holdFull.Load(),
