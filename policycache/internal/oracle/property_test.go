@@ -76,6 +76,8 @@ func history(g *generator, batches int, compared *int) string {
 		return describe(c, p)
 	}
 	var log []string
+	kernel := make(map[netip.Addr]engine.Subject)
+	tell(kernel, slices.Collect(s.snapshot.Subjects()))
 	for range batches {
 		// The addresses of before and after: a pod that is gone leaves an address that is nobody's.
 		before := verdicts(s, addresses(c), part)
@@ -92,6 +94,12 @@ func history(g *generator, batches int, compared *int) string {
 		}
 		if msg := sameAsFresh(c, s, part); msg != "" {
 			return fmt.Sprintf("after %s:\n%s", strings.Join(log, ", "), msg)
+		}
+		if delta != nil {
+			tell(kernel, delta.Subjects)
+		}
+		if now := slices.Collect(s.snapshot.Subjects()); !told(kernel, now) {
+			return fmt.Sprintf("after %s:\nthe deltas told %v, the snapshot has %v", strings.Join(log, ", "), kernel, now)
 		}
 		if msg := deltaHolds(before, s, delta); msg != "" {
 			return fmt.Sprintf("after %s:\n%s", strings.Join(log, ", "), msg)
@@ -166,6 +174,27 @@ func deltaHolds(before map[oracle.Probe]engine.Verdict, s *system, delta *engine
 		}
 	}
 	return ""
+}
+
+// tell keeps what a kernel would know that gets every delta.
+func tell(kernel map[netip.Addr]engine.Subject, subjects []engine.Subject) {
+	for _, s := range subjects {
+		if s.Present {
+			kernel[s.Addr] = s
+		} else {
+			delete(kernel, s.Addr)
+		}
+	}
+}
+
+// told tells whether that is what the snapshot says.
+func told(kernel map[netip.Addr]engine.Subject, now []engine.Subject) bool {
+	for _, s := range now {
+		if kernel[s.Addr] != s {
+			return false
+		}
+	}
+	return len(kernel) == len(now)
 }
 
 // describe prints a disagreement as manifests, reduced to what it needs.
