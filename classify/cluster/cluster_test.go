@@ -190,7 +190,8 @@ func TestNode(t *testing.T) {
 		}},
 	}
 	n := NewNode(in)
-	if got := fmt.Sprint(n.PodCIDRs, n.Addrs, n.Labels); got != "[10.1.0.0/24 fd00:1::/64] [192.0.2.1 198.51.100.1] zone=a" {
+	want := "[10.1.0.0/24 fd00:1::/64] [192.0.2.1 198.51.100.1] zone=a"
+	if got := fmt.Sprint(n.PodCIDRs, n.Addrs, n.Labels); got != want {
 		t.Error(got)
 	}
 	in.Spec.PodCIDRs = nil

@@ -1,7 +1,7 @@
 // Package cluster holds the compact forms of the cluster objects that classification needs: pods, nodes, namespaces.
 //
-// A decoded corev1.Pod takes several kilobytes, and an agent that keeps 100,000 of them cannot live on a node. The forms
-// here keep a hundredth of that, share what many objects have in common (label sets, port lists, node names), and
+// A decoded corev1.Pod takes several kilobytes, and an agent that keeps 100,000 of them cannot live on a node. The
+// forms here keep a hundredth of that, share what many objects have in common (label sets, port lists, node names), and
 // hold no reference into the API object they were made from. All of them are immutable once made.
 package cluster
 
@@ -79,7 +79,8 @@ func ComparePrefix(a, b netip.Prefix) int {
 	return a.Bits() - b.Bits()
 }
 
-// Key is the name under which an object is queued and indexed: namespace/name, or name alone for cluster-scoped objects.
+// Key is the name under which an object is queued and indexed: namespace/name, or name alone for cluster-scoped
+// objects.
 func Key(namespace, name string) string {
 	if namespace == "" {
 		return strings.Clone(name)

@@ -9,8 +9,8 @@ import (
 	"github.com/firstpacket/firstpacket/classify/identity"
 )
 
-// Index turns changes of cluster objects into changes of address ownership. It may be fed in any order: a pod before its
-// namespace, a new pod with a reused address before the end of the old one.
+// Index turns changes of cluster objects into changes of address ownership. It may be fed in any order: a pod before
+// its namespace, a new pod with a reused address before the end of the old one.
 //
 // An address belongs to the strongest object that claims it. Pods with their own network claim the addresses of their
 // status until they terminate; nodes claim theirs. Of several claims a node's wins, then a running pod's over a pending

@@ -170,9 +170,9 @@ func bigCluster(n int) func(yield func(*cluster.Pod) bool) {
 	}
 }
 
-// TestIndexBytesPerPod holds the index to its share of the agent's 120 MB: at most 480 bytes for a pod with one address,
-// of which the Endpoint, the record and the pod's name take 210, the two tables about 80, labels and identities of a
-// deployment shared between its replicas about 30.
+// TestIndexBytesPerPod holds the index to its share of the agent's 120 MB: at most 480 bytes for a pod with one
+// address, of which the Endpoint, the record and the pod's name take 210, the two tables about 80, labels and
+// identities of a deployment shared between its replicas about 30.
 func TestIndexBytesPerPod(t *testing.T) {
 	const pods, budget = measuredPods, 480
 	before := heap()

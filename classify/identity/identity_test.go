@@ -11,7 +11,8 @@ func TestIntern(t *testing.T) {
 		Kind: Pod, Namespace: "shop",
 		NamespaceLabels: label.Of(map[string]string{"team": "a"}), Labels: label.Of(map[string]string{"app": "web"}),
 	}
-	if Intern(web) != Intern(web) || Intern(web).Identity() != web {
+	same := web
+	if Intern(web) != Intern(same) || Intern(web).Identity() != web {
 		t.Error("equal identities are not one handle")
 	}
 	for name, change := range map[string]func(*Identity){

@@ -19,7 +19,8 @@ type Set struct {
 	h unique.Handle[string]
 }
 
-// sep ends keys and values. The API server's validation keeps it out of both (apimachinery, validation.IsQualifiedName).
+// sep ends keys and values. The API server's validation keeps it out of both (apimachinery,
+// validation.IsQualifiedName).
 const sep = "\x00"
 
 // Of interns a label map, as found in metadata.labels. A nil or empty map gives the zero Set.

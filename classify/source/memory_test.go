@@ -36,8 +36,8 @@ func apiPod(i int) *corev1.Pod {
 	}
 }
 
-// TestBytesPerPod measures what a pod costs from the watch to the endpoint index: at most 560 bytes, of which the index has
-// 480 and the queue's memory of keys the rest. Nothing of the API object may stay.
+// TestBytesPerPod measures what a pod costs from the watch to the endpoint index: at most 560 bytes, of which the index
+// has 480 and the queue's memory of keys the rest. Nothing of the API object may stay.
 func TestBytesPerPod(t *testing.T) {
 	const pods, budget = measuredPods, 560
 	q := newQueue(t, Config{})

@@ -62,8 +62,8 @@ func (o *observed) IsWatchListSemanticsUnSupported() bool {
 	return watchlist.DoesClientNotSupportWatchListSemantics(o.inner)
 }
 
-// begin counts a list among what Close waits for. A reflector that is stopped does not wait for the list it runs, so the
-// count may have reached zero before; then nothing may begin.
+// begin counts a list among what Close waits for. A reflector that is stopped does not wait for the list it runs, so
+// the count may have reached zero before; then nothing may begin.
 func (s *store) begin() bool {
 	s.q.mu.Lock()
 	defer s.q.mu.Unlock()

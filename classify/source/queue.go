@@ -81,8 +81,8 @@ func (q *Queue) Add(src Source, k Kind) error {
 	return nil
 }
 
-// Next waits for changes and returns all there are. The first batch comes when every kind has synced and holds the whole
-// content, so that a half-known cluster is never acted on. A batch may have no changes and only newer versions.
+// Next waits for changes and returns all there are. The first batch comes when every kind has synced and holds the
+// whole content, so that a half-known cluster is never acted on. A batch may have no changes and only newer versions.
 func (q *Queue) Next(ctx context.Context) (Batch, error) {
 	for {
 		if b, ok := q.take(); ok {

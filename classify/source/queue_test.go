@@ -155,7 +155,8 @@ func TestFirstBatchWaitsForAllKinds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	var missing *NotSyncedError
-	if err := q.WaitSynced(ctx); !errors.As(err, &missing) || len(missing.Kinds) != 1 || missing.Kinds[0].Kind != KindNode {
+	err := q.WaitSynced(ctx)
+	if !errors.As(err, &missing) || len(missing.Kinds) != 1 || missing.Kinds[0].Kind != KindNode {
 		t.Fatalf("wait: %v", err)
 	}
 	close(release)

@@ -9,6 +9,7 @@ package source
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -116,17 +117,14 @@ func (e *ObjectError) Unwrap() error { return e.Err }
 type NotSyncedError struct{ Kinds []Health }
 
 func (e *NotSyncedError) Error() string {
-	s := "source: not synced:"
+	kinds := make([]string, len(e.Kinds))
 	for i, h := range e.Kinds {
-		if i > 0 {
-			s += ";"
-		}
-		s += " " + h.Kind
+		kinds[i] = h.Kind
 		if h.Err != nil {
-			s += " (" + h.Err.Error() + ")"
+			kinds[i] += " (" + h.Err.Error() + ")"
 		}
 	}
-	return s
+	return "source: not synced: " + strings.Join(kinds, "; ")
 }
 
 // Unwrap returns the errors of the kinds that have one.

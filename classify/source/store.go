@@ -51,7 +51,8 @@ type item struct {
 
 var stampSeed = maphash.MakeSeed()
 
-// compact makes an item of what the reflector hands over; items pass unchanged, as a streamed list has been here before.
+// compact makes an item of what the reflector hands over; items pass unchanged, as a streamed list has been here
+// before.
 func (s *store) compact(obj any) *item {
 	if it, ok := obj.(*item); ok {
 		return it
@@ -115,8 +116,8 @@ func (s *store) Delete(obj any) error {
 	return nil
 }
 
-// Replace takes the whole content of the kind: at first, and after a gap in the watch. Objects that are in force and not
-// in the list were deleted in the gap.
+// Replace takes the whole content of the kind: at first, and after a gap in the watch. Objects that are in force and
+// not in the list were deleted in the gap.
 func (s *store) Replace(list []any, resourceVersion string) error {
 	items := make([]*item, len(list))
 	listed := make(map[string]struct{}, len(list))
@@ -189,7 +190,8 @@ func (s *store) put(it *item) *ObjectError {
 	return nil
 }
 
-// remove queues the deletion of an object. Objects that never were in force are not worth telling. Called with q.mu held.
+// remove queues the deletion of an object. Objects that never were in force are not worth telling. Called with q.mu
+// held.
 func (s *store) remove(key string) {
 	delete(s.failing, key)
 	if _, ok := s.objects[key]; !ok {

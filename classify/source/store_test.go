@@ -116,8 +116,8 @@ func TestStoreWrongType(t *testing.T) {
 	}
 }
 
-// TestStoreAgainstModel feeds random events and lists, takes batches at random times, and checks that what a consumer of
-// the batches knows is what the cluster was at the version of the last batch.
+// TestStoreAgainstModel feeds random events and lists, takes batches at random times, and checks that what a consumer
+// of the batches knows is what the cluster was at the version of the last batch.
 func TestStoreAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		q := New(t.Context(), Config{})

@@ -102,7 +102,8 @@ func (s *Source) configFor(gv schema.GroupVersion, scheme *runtime.Scheme) *rest
 	if gv.Group == "" {
 		rc.APIPath = "/api"
 	}
-	rc.NegotiatedSerializer = rest.CodecFactoryForGeneratedClient(scheme, serializer.NewCodecFactory(scheme)).WithoutConversion()
+	codecs := rest.CodecFactoryForGeneratedClient(scheme, serializer.NewCodecFactory(scheme))
+	rc.NegotiatedSerializer = codecs.WithoutConversion()
 	return rc
 }
 
@@ -113,8 +114,8 @@ const (
 	attemptPause = 250 * time.Millisecond
 )
 
-// WaitReachable returns when the server has answered a request with these credentials. When within has passed without, it
-// returns an error that is ErrUnreachable and wraps the last attempt's; when ctx ends, that of ctx.
+// WaitReachable returns when the server has answered a request with these credentials. When within has passed without,
+// it returns an error that is ErrUnreachable and wraps the last attempt's; when ctx ends, that of ctx.
 func (s *Source) WaitReachable(ctx context.Context, within time.Duration) error {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})

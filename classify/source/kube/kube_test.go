@@ -59,7 +59,7 @@ func (s *server) handle(w http.ResponseWriter, r *http.Request) {
 	case fail != 0:
 		writeStatus(w, fail, "no")
 	case r.URL.Path == "/version":
-		w.Write([]byte("{}"))
+		_, _ = w.Write([]byte("{}"))
 	case r.URL.Path != "/api/v1/pods":
 		writeStatus(w, http.StatusNotFound, "no such resource")
 	case q.Get("watch") != "true":
@@ -69,7 +69,7 @@ func (s *server) handle(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		list := corev1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "5"}, Items: []corev1.Pod{*pod("a", "1")}}
 		list.Kind, list.APIVersion = "PodList", "v1"
-		json.NewEncoder(w).Encode(list)
+		_ = json.NewEncoder(w).Encode(list)
 	case q.Get("sendInitialEvents") == "true" && !s.streams:
 		writeStatus(w, http.StatusUnprocessableEntity, "sendInitialEvents is forbidden")
 	default:
@@ -88,7 +88,7 @@ func writeStatus(w http.ResponseWriter, code int, message string) {
 		st.Reason = metav1.StatusReasonNotFound
 	}
 	st.Kind, st.APIVersion = "Status", "v1"
-	json.NewEncoder(w).Encode(st)
+	_ = json.NewEncoder(w).Encode(st)
 }
 
 // watch sends frames of protobuf, as the real server does when it is accepted.

@@ -55,7 +55,8 @@ func (r *registry) decode(raw []byte) *decoded {
 	return d
 }
 
-// decodeValue reads one object or List. Path is its place in the document; inherited is the type of items of a typed list.
+// decodeValue reads one object or List. Path is its place in the document; inherited is the type of items of a typed
+// list.
 func (r *registry) decodeValue(d *decoded, js json.RawMessage, path string, inherited metav1.TypeMeta, depth int) {
 	if len(js) == 0 || js[0] != '{' {
 		d.fail("", path, "must be an object with apiVersion and kind")
@@ -96,7 +97,8 @@ func (r *registry) decodeValue(d *decoded, js json.RawMessage, path string, inhe
 			r.decodeList(d, js, path, inherited, depth)
 		case otherVersion:
 			gv.Version = version
-			d.fail("", join(path, "apiVersion"), fmt.Sprintf("%s of %s is not supported, write %s", head.APIVersion, gvk.Kind, gv))
+			d.fail("", join(path, "apiVersion"),
+				fmt.Sprintf("%s of %s is not supported, write %s", head.APIVersion, gvk.Kind, gv))
 		default:
 			d.ignored = append(d.ignored, gvk)
 		}

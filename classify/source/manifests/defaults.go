@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// What follows is what the API server sets in new objects (pkg/apis/*/v1/defaults.go and registry strategies there), as far
-// as firstpacket looks at it.
+// What follows is what the API server sets in new objects (pkg/apis/*/v1/defaults.go and registry strategies there), as
+// far as firstpacket looks at it.
 
 func defaultNamespace(ns *corev1.Namespace) {
 	if ns.Name == "" {

@@ -32,7 +32,7 @@ type Kind struct {
 
 // Kinds returns the kinds that are understood unless Options say otherwise. Append to it to have more.
 func Kinds() []Kind {
-	core, networking, discovery := corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion
+	core, networking := corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion
 	return []Kind{
 		{
 			GroupVersionKind: core.WithKind("Namespace"), Resource: "namespaces",
@@ -55,7 +55,8 @@ func Kinds() []Kind {
 			Default: func(o Object) { defaultService(o.(*corev1.Service)) }, Validate: validateService,
 		},
 		{
-			GroupVersionKind: discovery.WithKind("EndpointSlice"), Resource: "endpointslices", Namespaced: true,
+			GroupVersionKind: discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"),
+			Resource:         "endpointslices", Namespaced: true,
 			New: func() Object { return &discoveryv1.EndpointSlice{} }, Validate: validateEndpointSlice,
 		},
 		{

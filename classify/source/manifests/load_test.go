@@ -108,7 +108,8 @@ func TestLoadDefaults(t *testing.T) {
 		t.Errorf("pod: %+v", pod)
 	}
 	svc := objects.Services()[0].Spec
-	if svc.Ports[0].TargetPort.IntVal != 80 || svc.Ports[0].Protocol != corev1.ProtocolTCP || svc.ClusterIPs[0] != "10.1.0.1" {
+	if svc.Ports[0].TargetPort.IntVal != 80 || svc.Ports[0].Protocol != corev1.ProtocolTCP ||
+		svc.ClusterIPs[0] != "10.1.0.1" {
 		t.Errorf("service: %+v", svc)
 	}
 }
@@ -118,35 +119,74 @@ func TestProblems(t *testing.T) {
 	peer := func(s string) string { return policyYAML("{podSelector: {}, ingress: [{from: [" + s + "]}]}") }
 	port := func(s string) string { return policyYAML("{podSelector: {}, ingress: [{ports: [" + s + "]}]}") }
 	for name, c := range map[string]struct{ doc, want string }{
-		"not YAML":           {"a: [", "yaml: line 1: did not find expected node content"},
-		"duplicate key":      {podYAML("a", "spec: {nodeName: x, nodeName: y}"), "already set in map"},
-		"scalar":             {"hello", "must be an object with apiVersion and kind"},
-		"no kind":            {"apiVersion: v1", "kind: is missing"},
-		"no apiVersion":      {"kind: Pod", "apiVersion: is missing"},
-		"other version":      {"{apiVersion: networking.k8s.io/v1beta1, kind: NetworkPolicy}", "write networking.k8s.io/v1"},
-		"odd version":        {"{apiVersion: a/b/c, kind: Pod}", "apiVersion: unexpected GroupVersion"},
-		"no name":            {"{apiVersion: v1, kind: Pod}", "metadata.name: Required"},
-		"bad name":           {podYAML("A_B"), "Pod shop/A_B: metadata.name: Invalid"},
-		"bad label":          {"{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {a: b c}}}", "metadata.labels: Invalid"},
-		"namespaced node":    {"{apiVersion: v1, kind: Node, metadata: {name: a, namespace: b}}", "metadata.namespace: Forbidden"},
-		"unknown field":      {podYAML("a", "spec: {nodeNam: x}"), "Pod shop/a: spec.nodeNam: unknown field"},
-		"case matters":       {podYAML("a", "spec: {NodeName: x}"), "spec.NodeName: unknown field"},
-		"unknown in list":    {"{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, x: 1, metadata: {name: a}}]}", "items[0].x: unknown field"},
-		"wrong type":         {podYAML("a", "spec: {nodeName: [x]}"), "spec.nodeName: must be of type string, not array"},
-		"deep lists":         {strings.Repeat("{apiVersion: v1, kind: List, items: [", 6) + strings.Repeat("]}", 6), "nested too deeply"},
-		"twice in a file":    {podYAML("a") + "---\n" + podYAML("a"), "is in document 1 (line 1) too"},
-		"pod address":        {podYAML("a", "status: {podIPs: [{ip: 10.0.0.256}]}"), "status.podIPs[0]: Invalid"},
-		"leading zeros":      {podYAML("a", "status: {podIP: 010.0.0.1}"), "status.podIPs[0]: Invalid"},
-		"one family twice":   {podYAML("a", "status: {podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0.2}]}"), "only one of its address family"},
-		"podIP differs":      {podYAML("a", "status: {podIP: 10.0.0.2, podIPs: [{ip: 10.0.0.1}]}"), "must be the first of podIPs"},
-		"pod phase":          {podYAML("a", "status: {phase: Gone}"), "status.phase: Unsupported"},
-		"container port":     {podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 65536}]}]}"), "ports[0].containerPort: Invalid"},
-		"port name":          {podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, name: a_b}]}]}"), "ports[0].name: Invalid"},
-		"port protocol":      {podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, protocol: tcp}]}]}"), "protocol: Unsupported"},
-		"port name twice":    {podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, name: a}, {containerPort: 2, name: a}]}]}"), "ports[1].name: Duplicate"},
-		"node CIDR":          {"{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.0.0.0]}}", "spec.podCIDRs[0]: Invalid"},
-		"node address":       {"{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: x}]}}", "status.addresses[0].address: Invalid"},
-		"service port":       {"{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 0}]}}", "spec.ports[0].port: Invalid"},
+		"not YAML":      {"a: [", "yaml: line 1: did not find expected node content"},
+		"duplicate key": {podYAML("a", "spec: {nodeName: x, nodeName: y}"), "already set in map"},
+		"scalar":        {"hello", "must be an object with apiVersion and kind"},
+		"no kind":       {"apiVersion: v1", "kind: is missing"},
+		"no apiVersion": {"kind: Pod", "apiVersion: is missing"},
+		"other version": {"{apiVersion: networking.k8s.io/v1beta1, kind: NetworkPolicy}", "write networking.k8s.io/v1"},
+		"odd version":   {"{apiVersion: a/b/c, kind: Pod}", "apiVersion: unexpected GroupVersion"},
+		"no name":       {"{apiVersion: v1, kind: Pod}", "metadata.name: Required"},
+		"bad name":      {podYAML("A_B"), "Pod shop/A_B: metadata.name: Invalid"},
+		"bad label": {
+			"{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {a: b c}}}",
+			"metadata.labels: Invalid",
+		},
+		"namespaced node": {
+			"{apiVersion: v1, kind: Node, metadata: {name: a, namespace: b}}",
+			"metadata.namespace: Forbidden",
+		},
+		"unknown field": {podYAML("a", "spec: {nodeNam: x}"), "Pod shop/a: spec.nodeNam: unknown field"},
+		"case matters":  {podYAML("a", "spec: {NodeName: x}"), "spec.NodeName: unknown field"},
+		"unknown in list": {
+			"{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, x: 1, metadata: {name: a}}]}",
+			"items[0].x: unknown field",
+		},
+		"wrong type": {podYAML("a", "spec: {nodeName: [x]}"), "spec.nodeName: must be of type string, not array"},
+		"deep lists": {
+			strings.Repeat("{apiVersion: v1, kind: List, items: [", 6) + strings.Repeat("]}", 6),
+			"nested too deeply",
+		},
+		"twice in a file": {podYAML("a") + "---\n" + podYAML("a"), "is in document 1 (line 1) too"},
+		"pod address":     {podYAML("a", "status: {podIPs: [{ip: 10.0.0.256}]}"), "status.podIPs[0]: Invalid"},
+		"leading zeros":   {podYAML("a", "status: {podIP: 010.0.0.1}"), "status.podIPs[0]: Invalid"},
+		"one family twice": {
+			podYAML("a", "status: {podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0.2}]}"),
+			"only one of its address family",
+		},
+		"podIP differs": {
+			podYAML("a", "status: {podIP: 10.0.0.2, podIPs: [{ip: 10.0.0.1}]}"),
+			"must be the first of podIPs",
+		},
+		"pod phase": {podYAML("a", "status: {phase: Gone}"), "status.phase: Unsupported"},
+		"container port": {
+			podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 65536}]}]}"),
+			"ports[0].containerPort: Invalid",
+		},
+		"port name": {
+			podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, name: a_b}]}]}"),
+			"ports[0].name: Invalid",
+		},
+		"port protocol": {
+			podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, protocol: tcp}]}]}"),
+			"protocol: Unsupported",
+		},
+		"port name twice": {
+			podYAML("a", "spec: {containers: [{name: c, ports: [{containerPort: 1, name: a}, {containerPort: 2, name: a}]}]}"),
+			"ports[1].name: Duplicate",
+		},
+		"node CIDR": {
+			"{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.0.0.0]}}",
+			"spec.podCIDRs[0]: Invalid",
+		},
+		"node address": {
+			"{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: x}]}}",
+			"status.addresses[0].address: Invalid",
+		},
+		"service port": {
+			"{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 0}]}}",
+			"spec.ports[0].port: Invalid",
+		},
 		"empty peer":         {peer("{}"), "spec.ingress[0].from[0]: Required"},
 		"block and selector": {peer("{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}"), "from[0]: Forbidden"},
 		"no CIDR":            {peer("{ipBlock: {}}"), "ipBlock.cidr: Required"},
@@ -155,19 +195,28 @@ func TestProblems(t *testing.T) {
 		"mapped CIDR":        {peer("{ipBlock: {cidr: '::ffff:10.0.0.0/104'}}"), "ipBlock.cidr: Invalid"},
 		"except outside":     {peer("{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}"), "ipBlock.except[0]: Invalid"},
 		"except is all":      {peer("{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}"), "strict subset"},
-		"operator":           {peer("{podSelector: {matchExpressions: [{key: a, operator: Is, values: [b]}]}}"), "matchExpressions[0].operator: Invalid"},
-		"no values":          {peer("{podSelector: {matchExpressions: [{key: a, operator: In}]}}"), "matchExpressions[0].values: Required"},
-		"port range":         {port("{port: 70000}"), "spec.ingress[0].ports[0].port: Invalid"},
-		"bad port name":      {port("{port: not_a_name}"), "ports[0].port: Invalid"},
-		"policy protocol":    {port("{protocol: ICMP}"), "ports[0].protocol: Unsupported"},
-		"endPort below":      {port("{port: 80, endPort: 79}"), "ports[0].endPort: Invalid"},
-		"endPort and name":   {port("{port: web, endPort: 79}"), "named port"},
-		"endPort alone":      {port("{endPort: 79}"), "needs port"},
-		"endPort too big":    {port("{port: 80, endPort: 65536}"), "ports[0].endPort: Invalid"},
-		"policy type":        {policyYAML("{podSelector: {}, policyTypes: [ingress]}"), "spec.policyTypes[0]: Unsupported"},
-		"policy type twice":  {policyYAML("{podSelector: {}, policyTypes: [Egress, Egress]}"), "spec.policyTypes[1]: Duplicate"},
-		"misspelt selector":  {policyYAML("{podSelectors: {}}"), "NetworkPolicy default/p: spec.podSelectors: unknown field"},
-		"empty file":         {" \n", "is empty"},
+		"operator": {
+			peer("{podSelector: {matchExpressions: [{key: a, operator: Is, values: [b]}]}}"),
+			"matchExpressions[0].operator: Invalid",
+		},
+		"no values": {
+			peer("{podSelector: {matchExpressions: [{key: a, operator: In}]}}"),
+			"matchExpressions[0].values: Required",
+		},
+		"port range":       {port("{port: 70000}"), "spec.ingress[0].ports[0].port: Invalid"},
+		"bad port name":    {port("{port: not_a_name}"), "ports[0].port: Invalid"},
+		"policy protocol":  {port("{protocol: ICMP}"), "ports[0].protocol: Unsupported"},
+		"endPort below":    {port("{port: 80, endPort: 79}"), "ports[0].endPort: Invalid"},
+		"endPort and name": {port("{port: web, endPort: 79}"), "named port"},
+		"endPort alone":    {port("{endPort: 79}"), "needs port"},
+		"endPort too big":  {port("{port: 80, endPort: 65536}"), "ports[0].endPort: Invalid"},
+		"policy type":      {policyYAML("{podSelector: {}, policyTypes: [ingress]}"), "spec.policyTypes[0]: Unsupported"},
+		"policy type twice": {
+			policyYAML("{podSelector: {}, policyTypes: [Egress, Egress]}"),
+			"spec.policyTypes[1]: Duplicate",
+		},
+		"misspelt selector": {policyYAML("{podSelectors: {}}"), "NetworkPolicy default/p: spec.podSelectors: unknown field"},
+		"empty file":        {" \n", "is empty"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -189,7 +238,8 @@ func TestProblems(t *testing.T) {
 
 func TestProblemsNameEveryField(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir, "f.yaml", "\n\n---\n"+policyYAML("{podSelector: {}, ingress: [{ports: [{port: 0}, {port: 80, endPort: 1}]}], x: 1}"))
+	spec := "{podSelector: {}, ingress: [{ports: [{port: 0}, {port: 80, endPort: 1}]}], x: 1}"
+	write(t, dir, "f.yaml", "\n\n---\n"+policyYAML(spec))
 	_, problems := Load(dir)
 	var got []string
 	for _, p := range problems {
@@ -207,7 +257,8 @@ func TestSyntaxErrorsCountLinesOfTheFile(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "f.yaml", podYAML("a")+"---\na: 1\nb: 2\na: 3\nb: 4\n")
 	_, problems := Load(dir)
-	want := `document 2 (line 5): yaml: unmarshal errors:; line 8: key "a" already set in map; line 9: key "b" already set in map`
+	want := `document 2 (line 5): yaml: unmarshal errors:` +
+		`; line 8: key "a" already set in map; line 9: key "b" already set in map`
 	if len(problems) != 1 || !strings.HasSuffix(problems[0].Error(), want) {
 		t.Errorf("got  … %v\nwant … %s", problems.Err(), want)
 	}
@@ -339,9 +390,11 @@ func TestLoadedPolicyIsTyped(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	for _, seed := range []string{
 		"", "---\n", "{", "[", "a: &a [*a]", "%YAML 1.2\n---\na: 1", podYAML("a"), podYAML("a") + "---\n" + podYAML("b"),
-		policyYAML("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}], ports: [{port: 1, endPort: 2}]}]}"),
+		policyYAML("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]}"),
+		policyYAML("{podSelector: {}, egress: [{ports: [{port: 1, endPort: 2}, {port: web, protocol: UDP}]}]}"),
 		`{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"n"}}]}`,
-		"{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: ['fd00::/64']}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}",
+		"{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: ['fd00::/64']}}",
+		"{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}",
 		"{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None, ports: [{port: 80, targetPort: web}]}}",
 		"{apiVersion: v1, kind: Pod, metadata: {name: a, creationTimestamp: x}}", "\x00", "? ", "!!binary x: y", "<<: 1",
 	} {

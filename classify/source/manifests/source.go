@@ -131,10 +131,10 @@ func Open(dir string, opts Options) (*Source, error) {
 
 // Close ends all watches and waits for the source's goroutines.
 func (s *Source) Close() error {
-	s.cancel()
-	// A watch that found the source open has been counted once the lock is free.
+	// Under the lock, so that a watch that found the source open has been counted.
 	s.mu.Lock()
-	s.mu.Unlock() //nolint:staticcheck // empty on purpose
+	s.cancel()
+	s.mu.Unlock()
 	s.running.Wait()
 	if err := s.watcher.Close(); err != nil {
 		return fmt.Errorf("manifests: %w", err)
@@ -183,9 +183,11 @@ func (s *Source) run() {
 			if relevant(e.Name) {
 				due(s.opts.Debounce)
 			}
-		case <-s.watcher.Errors:
+		case err := <-s.watcher.Errors:
 			// Events were lost (fsnotify.ErrEventOverflow), or a watch was: both are mended by reading again.
-			due(s.opts.Debounce)
+			if err != nil {
+				due(s.opts.Debounce)
+			}
 		case <-timer.C:
 			deadline = time.Time{}
 			out, err := s.read()
@@ -280,8 +282,8 @@ func (s *Source) publish(out *loaded) {
 // published is the form in which an object of a file is served.
 type published struct{ from, object Object }
 
-// snapshot indexes what is in force. Objects that say the same as before stay the same pointers, so that only real changes
-// give events; the others get the number as their resource version.
+// snapshot indexes what is in force. Objects that say the same as before stay the same pointers, so that only real
+// changes give events; the others get the number as their resource version.
 func (l *loader) snapshot(number uint64, previous *snapshot) (*snapshot, int) {
 	next := &snapshot{number: number, objects: map[schema.GroupVersionKind]map[string]Object{}}
 	served := make(map[objectID]published, len(l.served))

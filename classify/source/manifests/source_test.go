@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/firstpacket/firstpacket/classify/source"
 )
@@ -51,7 +52,9 @@ func follow(t *testing.T, dir string) *follower {
 		t.Fatal(err)
 	}
 	f.src = src
-	f.queue = source.New(t.Context(), source.Config{OnError: func(kind string, err error) { t.Errorf("%s: %v", kind, err) }})
+	f.queue = source.New(t.Context(), source.Config{
+		OnError: func(kind string, err error) { t.Errorf("%s: %v", kind, err) },
+	})
 	t.Cleanup(func() {
 		f.queue.Close()
 		if err := src.Close(); err != nil {
@@ -66,7 +69,8 @@ func follow(t *testing.T, dir string) *follower {
 	return f
 }
 
-// await takes batches until every kind has the content with the directory's digest, as a tool that wrote the files does.
+// await takes batches until every kind has the content with the directory's digest, as a tool that wrote the files
+// does.
 func (f *follower) await() {
 	f.t.Helper()
 	want, err := Digest(f.dir)
@@ -159,7 +163,9 @@ func must(t *testing.T, err error) {
 
 func TestFollowEdits(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir, "pods.yaml", podYAML("web")+"---\n"+podYAML("db"), "node.yaml", "{apiVersion: v1, kind: Node, metadata: {name: n1}}")
+	write(t, dir,
+		"pods.yaml", podYAML("web")+"---\n"+podYAML("db"),
+		"node.yaml", "{apiVersion: v1, kind: Node, metadata: {name: n1}}")
 	f := follow(t, dir)
 	f.await()
 	f.expect("Pod shop/web", "Pod shop/db", "Node n1")
@@ -291,7 +297,9 @@ func TestFollowAtomicRenameAndEditorFiles(t *testing.T) {
 	f := follow(t, dir)
 	f.await()
 	before := f.src.State().Number
-	write(t, dir, ".pods.yaml.swp", "junk", "pods.yaml~", "junk", "4913", "junk", ".#pods.yaml", "junk", "#pods.yaml#", "junk")
+	for _, name := range []string{".pods.yaml.swp", "pods.yaml~", "4913", ".#pods.yaml", "#pods.yaml#"} {
+		write(t, dir, name, "junk")
+	}
 	write(t, dir, ".pods.yaml.tmp", podYAML("db"))
 	must(t, os.Rename(filepath.Join(dir, ".pods.yaml.tmp"), filepath.Join(dir, "pods.yaml")))
 	f.await()
@@ -381,12 +389,14 @@ func TestListerWatcher(t *testing.T) {
 	src, err := Open(dir, Options{})
 	must(t, err)
 	defer src.Close()
-	lw, err := src.ListerWatcher(source.Pods())
+	served, err := src.ListerWatcher(source.Pods())
 	must(t, err)
-	if _, err := lw.Watch(metav1.ListOptions{ResourceVersion: "99"}); !apierrors.IsResourceExpired(err) {
+	lw := cache.ToListerWatcherWithContext(served)
+	future := metav1.ListOptions{ResourceVersion: "99"}
+	if _, err := lw.WatchWithContext(t.Context(), future); !apierrors.IsResourceExpired(err) {
 		t.Errorf("watch from the future: %v", err)
 	}
-	w, err := lw.Watch(metav1.ListOptions{ResourceVersion: "1"})
+	w, err := lw.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: "1"})
 	must(t, err)
 
 	// Two steps while nobody receives are one, and only the bookmark raises the version.
@@ -410,7 +420,7 @@ func TestListerWatcher(t *testing.T) {
 	if !strings.HasPrefix(joined, "DELETED web@1, ADDED db@1, BOOKMARK @") || !strings.HasSuffix(joined, "BOOKMARK @3") {
 		t.Errorf("events: %s", joined)
 	}
-	l, err := lw.List(metav1.ListOptions{})
+	l, err := lw.ListWithContext(t.Context(), metav1.ListOptions{})
 	must(t, err)
 	if list := l.(*metav1.List); list.ResourceVersion != "3" || len(list.Items) != 1 {
 		t.Errorf("list: %+v", list)
@@ -419,10 +429,10 @@ func TestListerWatcher(t *testing.T) {
 		t.Error("a digest of nonsense")
 	}
 	must(t, src.Close())
-	if _, err := lw.List(metav1.ListOptions{}); !errors.Is(err, ErrClosed) {
+	if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
-	if _, err := lw.Watch(metav1.ListOptions{ResourceVersion: "3"}); !errors.Is(err, ErrClosed) {
+	if _, err := lw.WatchWithContext(t.Context(), metav1.ListOptions{ResourceVersion: "3"}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 	other := source.Kind{Name: "Other", GVR: schema.GroupVersionResource{Resource: "others"}, Example: &runtime.Unknown{}}

@@ -48,9 +48,8 @@ func splitJSON(content []byte) ([]document, bool) {
 	}
 }
 
-// splitYAML cuts at document markers (YAML 1.2, section 9.1: "---" begins a document, "..." ends one, both at the start of a
-// line and before white space). What no
-// marker begins counts as a document only if there is something in it.
+// splitYAML cuts at document markers (YAML 1.2, section 9.1: "---" begins a document, "..." ends one, both at the start
+// of a line and before white space). What no marker begins counts as a document only if there is something in it.
 func splitYAML(content []byte) []document {
 	var docs []document
 	cur := document{number: 1, line: 1}

@@ -155,8 +155,8 @@ func stampOf(info fs.FileInfo) stamp {
 	return s
 }
 
-// tick is longer than the granularity of file times: a file that was changed less than this before it was read may change
-// again without another stamp.
+// tick is longer than the granularity of file times: a file that was changed less than this before it was read may
+// change again without another stamp.
 const tick = 100 * time.Millisecond
 
 // settled tells whether any later change of a file with this stamp, read at the given time, gives another stamp.

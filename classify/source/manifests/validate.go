@@ -37,10 +37,11 @@ func validateNode(o Object) field.ErrorList {
 	errs := validateMeta(n, false, apivalidation.NameIsDNSSubdomain)
 
 	cidrs := field.NewPath("spec", "podCIDRs")
-	errs = append(errs, validateFamilies(cidrs, n.Spec.PodCIDRs, func(path *field.Path, s string) (netip.Addr, field.ErrorList) {
+	addrOfCIDR := func(path *field.Path, s string) (netip.Addr, field.ErrorList) {
 		p, errs := validateCIDR(path, s)
 		return p.Addr(), errs
-	})...)
+	}
+	errs = append(errs, validateFamilies(cidrs, n.Spec.PodCIDRs, addrOfCIDR)...)
 	if len(n.Spec.PodCIDRs) > 0 && n.Spec.PodCIDR != n.Spec.PodCIDRs[0] {
 		errs = append(errs, field.Invalid(field.NewPath("spec", "podCIDR"), n.Spec.PodCIDR, "must be the first of podCIDRs"))
 	}

@@ -69,8 +69,8 @@ func (lw *listerWatcher) Watch(options metav1.ListOptions) (watch.Interface, err
 	return lw.WatchWithContext(context.Background(), options)
 }
 
-// WatchWithContext implements cache.ListerWatcherWithContext. A resource version that is not one of the last few gives the
-// error that makes reflectors list again (410 Gone).
+// WatchWithContext implements cache.ListerWatcherWithContext. A resource version that is not one of the last few gives
+// the error that makes reflectors list again (410 Gone).
 func (lw *listerWatcher) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	s := lw.s
 	s.mu.Lock()
@@ -87,8 +87,8 @@ func (lw *listerWatcher) WatchWithContext(ctx context.Context, options metav1.Li
 	return w, nil
 }
 
-// watcher sends what changes in one kind. It goes from snapshot to snapshot; while nobody receives, loads that follow each
-// other become one step.
+// watcher sends what changes in one kind. It goes from snapshot to snapshot; while nobody receives, loads that follow
+// each other become one step.
 type watcher struct {
 	s       *Source
 	kind    *Kind
