@@ -29,6 +29,22 @@ const Resource = "networkpolicys"
 // Kind is the name of the objects' kind.
 const Kind = "NetworkPolicy"
 
+// ThirdPartyResource is the kind, of extensions/v1beta1, with which clusters of that time defined the objects' resource.
+const ThirdPartyResource = "ThirdPartyResource"
+
+// ExplainThirdParty says in one sentence what became of a ThirdPartyResource, for those who find one in their manifests.
+func ExplainThirdParty(name string) string {
+	text := "API servers have had no ThirdPartyResource since Kubernetes 1.8, and manifests need none"
+	if name == thirdPartyName {
+		return text + ": the objects that it defines are understood as they are, and a cluster takes them once it has the " +
+			"CustomResourceDefinition " + Resource + "." + GroupVersion.Group
+	}
+	return text
+}
+
+// thirdPartyName is that of the announcement.
+const thirdPartyName = "network-policy.net.alpha.kubernetes.io"
+
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion, &NetworkPolicy{}, &NetworkPolicyList{})

@@ -166,9 +166,9 @@ func (c *converter) object(o *object) error {
 			return err
 		}
 		return c.baseline(&banp)
-	case o.is(extensionsv1beta1.SchemeGroupVersion.String(), "ThirdPartyResource"):
-		c.comment("ThirdPartyResource %s: API servers have had none since 1.8. What took its place is a "+
-			"CustomResourceDefinition; policies of %s need neither.", o.Name, networkingVersion)
+	case o.is(extensionsv1beta1.SchemeGroupVersion.String(), alpha.ThirdPartyResource):
+		c.comment("ThirdPartyResource %s: %s. Policies of %s need neither.", o.Name, alpha.ExplainThirdParty(o.Name),
+			networkingVersion)
 	}
 	return nil
 }
