@@ -134,12 +134,10 @@ func (l *layout) addBaseChains(cfg Config) {
 
 	var output []rule
 	if cfg.DenyWith == Reject {
-		// The kernel's answers to a refused packet carry the conntrack entry of its flow, and pass this hook.
-		revoked := markIs(ctMark, m.Mask(), m.Revoked())
-		output = append(output,
-			do(revoked, l4proto.is("", unix.IPPROTO_TCP).quiet(), tcpFlags.masked("tcp flags rst", []byte{tcpRST},
-				expr.CmpOpNeq, []byte{0}), accept).note("the refusal itself"),
-			do(revoked, stateIs("related", expr.CtStateBitRELATED), accept).note("the refusal itself"))
+		// The kernel's answers to a refused packet pass this hook, resets as well as errors, and are related to the
+		// packet's flow (nf_conntrack_attach), whose mark would refuse them.
+		output = append(output, do(markIs(ctMark, m.Mask(), m.Revoked()), stateIs("related", expr.CtStateBitRELATED),
+			accept).note("the refusal itself"))
 	}
 	output = append(output, first...)
 	for _, f := range families {
@@ -154,7 +152,6 @@ func (l *layout) addBaseChains(cfg Config) {
 // TCP flag bits, RFC 9293, section 3.1.
 const (
 	tcpSYN = 0x02
-	tcpRST = 0x04
 	tcpACK = 0x10
 )
 
