@@ -49,7 +49,9 @@ func (o *object) String() string {
 	return fmt.Sprintf("%s (%s %s)", o.place, o.Kind, o.Name)
 }
 
-func (o *object) is(apiVersion, kind string) bool { return o.APIVersion == apiVersion && o.Kind == kind }
+func (o *object) is(apiVersion, kind string) bool {
+	return o.APIVersion == apiVersion && o.Kind == kind
+}
 
 // isAlpha recognises objects of the alpha, also those that leave the version to the path that they are posted to, as
 // the example of the announcement does.

@@ -197,7 +197,9 @@ func (c *converter) ingressPolicy(old *metav1.ObjectMeta, suffix string) *networ
 	}
 }
 
-func labelSelector(m map[string]string) metav1.LabelSelector { return metav1.LabelSelector{MatchLabels: m} }
+func labelSelector(m map[string]string) metav1.LabelSelector {
+	return metav1.LabelSelector{MatchLabels: m}
+}
 
 // protocol writes a protocol as today's API wants it; absent ones are written out, so that the reader need not know.
 func protocol(p string) *corev1.Protocol {
