@@ -99,8 +99,8 @@ func TestAMillionVerdictsDoNotAllocate(t *testing.T) {
 	}
 }
 
-// TestAColdPairKeepsItsBudget: a compiled pair, its list element, two slices for each table with ports, and now and then
-// growth of the cache's map.
+// TestAColdPairKeepsItsBudget: a compiled pair, its list element, two slices for each table with ports, and now and
+// then growth of the cache's map.
 func TestAColdPairKeepsItsBudget(t *testing.T) {
 	w := allocWorld(t)
 	f := syn("10.0.1.1", "10.0.1.2", 80)

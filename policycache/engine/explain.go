@@ -153,8 +153,8 @@ func (q *question) named(dst *endpoint.Endpoint) {
 	}
 }
 
-// judge walks the policies of one direction. The tiers are told apart by the rules as they come: a rule that passes ends
-// its tier, and the end of the NetworkPolicy tier refuses what it has not accepted if it isolates.
+// judge walks the policies of one direction. The tiers are told apart by the rules as they come: a rule that passes
+// ends its tier, and the end of the NetworkPolicy tier refuses what it has not accepted if it isolates.
 func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr netip.Addr) *Judgement {
 	if !side.subject {
 		return nil

@@ -53,7 +53,9 @@ func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named
 }
 
 // tier applies the rules of one tier, which begin at step i, and returns where the next tier begins.
-func (c *compiler) tier(p *Program, i int, t rule.Tier, id *identity.Identity, class uint32, named *endpoint.Ports) int {
+func (c *compiler) tier(
+	p *Program, i int, t rule.Tier, id *identity.Identity, class uint32, named *endpoint.Ports,
+) int {
 	for ; i < len(p.steps) && p.steps[i].tier == t; i++ {
 		s := &p.steps[i]
 		if c.closed() {

@@ -51,8 +51,8 @@ func (c *situation) ownNode(s *Snapshot, f *packet.Flow, hook Hook) bool {
 }
 
 // unknown deals with addresses that belong to nobody known. Inside the pod CIDRs that can only be because the cluster
-// has not told yet, so the packet is worth waiting for if the answer can matter. An address of this node's own pods must
-// never pass unjudged.
+// has not told yet, so the packet is worth waiting for if the answer can matter. An address of this node's own pods
+// must never pass unjudged.
 func (c *situation) unknown(s *Snapshot, f *packet.Flow, hook Hook, held bool, v *Verdict) (done bool) {
 	if c.host {
 		return false

@@ -126,7 +126,8 @@ func TestOwnNodeAndTiers(t *testing.T) {
 	expect("to another node", syn("10.0.1.1", "192.168.0.2", 80), Forward, Deny, NoRuleMatches)
 
 	nodes := []rule.Peer{{Kind: rule.Nodes, Labels: selector(t, "zone", "z")}}
-	w.SetPolicy(wide(rule.Admin, 1, "adm", nil, rules(rule.Rule{Action: rule.Deny, Peers: nodes, Ports: tcpPorts(22, 22)})))
+	ssh := rule.Rule{Action: rule.Deny, Peers: nodes, Ports: tcpPorts(22, 22)}
+	w.SetPolicy(wide(rule.Admin, 1, "adm", nil, rules(ssh)))
 	w.commit()
 	expect("admin denies a port of the node", syn("10.0.1.1", "192.168.0.1", 22), Input, Deny, DeniedByRule)
 	expect("and no other", out, Input, Allow, OwnNode)
@@ -139,7 +140,9 @@ func TestOwnNodeAndTiers(t *testing.T) {
 // TestRandomTiersAreExplained compares the merged tables with the rule by rule walk over random policies of all tiers.
 func TestRandomTiersAreExplained(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
-	named := cluster.InternPorts([]cluster.NamedPort{{Name: "http", Proto: 6, Port: 82}, {Name: "http", Proto: 17, Port: 83}})
+	named := cluster.InternPorts([]cluster.NamedPort{
+		{Name: "http", Proto: packet.ProtoTCP, Port: 82}, {Name: "http", Proto: packet.ProtoUDP, Port: 83},
+	})
 	reasons := map[Reason]int{}
 	for range 300 {
 		w := newWorld(t, []string{"n1", ""}[r.IntN(2)])
@@ -162,7 +165,8 @@ func TestRandomTiersAreExplained(t *testing.T) {
 				for range r.IntN(3) {
 					first := uint16(80 + r.IntN(4))
 					rl.Ports = append(rl.Ports, []rule.Port{
-						{Proto: 6, First: first, Last: first + uint16(r.IntN(3))}, rule.AllPorts(17), {Proto: 6, Name: "http"}, {Name: "http"},
+						{Proto: packet.ProtoTCP, First: first, Last: first + uint16(r.IntN(3))},
+						rule.AllPorts(packet.ProtoUDP), {Proto: packet.ProtoTCP, Name: "http"}, {Name: "http"},
 					}[r.IntN(4)])
 				}
 				d.Rules = append(d.Rules, rl)
@@ -185,8 +189,9 @@ func TestRandomTiersAreExplained(t *testing.T) {
 		}
 		w.commit()
 		for range 300 {
-			f := flow(sides[r.IntN(5)], sides[r.IntN(5)], []uint8{6, 6, 17, 132, 1}[r.IntN(5)], uint16(80+r.IntN(5)), uint16(80+r.IntN(5)))
-			if f.Proto == 6 && r.IntN(4) == 0 {
+			proto := []uint8{packet.ProtoTCP, packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP, packet.ProtoICMP}[r.IntN(5)]
+			f := flow(sides[r.IntN(5)], sides[r.IntN(5)], proto, uint16(80+r.IntN(5)), uint16(80+r.IntN(5)))
+			if f.Proto == packet.ProtoTCP && r.IntN(4) == 0 {
 				f.TCPFlags = packet.FlagACK
 			}
 			hook := Hook(r.IntN(3))
@@ -198,7 +203,9 @@ func TestRandomTiersAreExplained(t *testing.T) {
 			reasons[v.Reason]++
 		}
 	}
-	for _, want := range []Reason{NoSubject, NotIsolated, AllowedByRule, DeniedByRule, NoRuleMatches, OwnNode, Hairpin, MidStreamReverse} {
+	for _, want := range []Reason{
+		NoSubject, NotIsolated, AllowedByRule, DeniedByRule, NoRuleMatches, OwnNode, Hairpin, MidStreamReverse,
+	} {
 		if reasons[want] == 0 {
 			t.Errorf("never seen: %s", want)
 		}
@@ -242,8 +249,11 @@ func TestUnknownAddresses(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			f := syn(c.src, c.dst, 80)
 			v := w.judge(f, c.hook, false)
-			if c.awaited != "" && (v.Action != Hold || v.Reason != AwaitingEndpoint || v.Awaited != netip.MustParseAddr(c.awaited)) {
-				t.Errorf("not held: %s %s %s", v.Action, v.Reason, v.Awaited)
+			if c.awaited != "" {
+				want := Verdict{Action: Hold, Reason: AwaitingEndpoint, Src: v.Src, Dst: v.Dst}
+				if want.Awaited = netip.MustParseAddr(c.awaited); v != want {
+					t.Errorf("%+v, want %+v", v, want)
+				}
 			}
 			if c.awaited == "" && v.Action == Hold {
 				t.Errorf("held for %s", v.Awaited)
@@ -263,7 +273,8 @@ func TestUnknownAddresses(t *testing.T) {
 
 func TestPacketsThatCannotBeRead(t *testing.T) {
 	w := newWorld(t, "n1")
-	w.add(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"), podEndpoint("n1", "b", "open", labels(), nil, "10.0.1.2"))
+	w.add(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"),
+		podEndpoint("n1", "b", "open", labels(), nil, "10.0.1.2"))
 	w.SetPolicy(w.netpol("a", "np", rules(rule.Rule{}), nil)) // ingress only, everything allowed
 	w.SetPodCIDRs(nil, prefixes("10.0.1.0/24"))
 	w.commit()
@@ -287,7 +298,8 @@ func TestPacketsThatCannotBeRead(t *testing.T) {
 			}
 		}
 	}
-	for _, f := range []packet.Flow{{}, {Src: netip.MustParseAddr("10.0.1.2")}, {Dst: netip.MustParseAddr("10.0.1.2"), Form: packet.Complete}} {
+	open := netip.MustParseAddr("10.0.1.2")
+	for _, f := range []packet.Flow{{}, {Src: open}, {Dst: open, Form: packet.Complete}} {
 		if v := w.judge(f, Forward, true); v.Action != Deny || v.Reason != Malformed {
 			t.Errorf("without addresses: %s %s", v.Action, v.Reason)
 		}
@@ -306,7 +318,8 @@ func TestPacketsThatCannotBeRead(t *testing.T) {
 
 func TestVerdictNamesTheDirectionThatDenied(t *testing.T) {
 	w := newWorld(t, "n1")
-	w.add(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"), podEndpoint("n1", "b", "two", labels(), nil, "10.0.1.2"))
+	w.add(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"),
+		podEndpoint("n1", "b", "two", labels(), nil, "10.0.1.2"))
 	for _, c := range []struct {
 		out, in *rule.Direction
 		want    Direction

@@ -41,7 +41,9 @@ func labels(pairs ...string) label.Set {
 	return s
 }
 
-func podEndpoint(node, namespace, name string, set label.Set, ports *endpoint.Ports, addrs ...string) *endpoint.Endpoint {
+func podEndpoint(
+	node, namespace, name string, set label.Set, ports *endpoint.Ports, addrs ...string,
+) *endpoint.Endpoint {
 	ep := &endpoint.Endpoint{
 		Identity: identity.Intern(identity.Identity{
 			Kind: identity.Pod, Namespace: namespace, Labels: set,
@@ -165,7 +167,10 @@ func big(tb testing.TB, policies, pods int) (w *world, src, dst netip.Addr) {
 		p := w.netpol(ns, fmt.Sprint("np", i),
 			rules(rule.Rule{
 				Peers: append(podsOf(ns, selector(tb, "app", "app0")), block("192.168.0.0/16", "192.168.1.0/24")...),
-				Ports: append(tcpPorts(uint16(1000+i%50000), uint16(1000+i%50000)), rule.Port{Proto: packet.ProtoTCP, Name: "http"}),
+				Ports: []rule.Port{
+					{Proto: packet.ProtoTCP, First: uint16(1000 + i%50000), Last: uint16(1000 + i%50000)},
+					{Proto: packet.ProtoTCP, Name: "http"},
+				},
 			}),
 			rules(rule.Rule{Peers: podsOf(ns, selector(tb, "app", "app1"))}))
 		if i > 0 {

@@ -19,15 +19,18 @@ func compile(tb testing.TB, spec string) *rule.Policy {
 	return netpol.Compile(&np)
 }
 
-// TestWhatCannotBeUnderstoodFailsClosed: the rule keeps its place and matches nothing, its neighbours stay in force, the
-// pods stay isolated, and the problem is told by field.
+// TestWhatCannotBeUnderstoodFailsClosed: the rule keeps its place and matches nothing, its neighbours stay in force,
+// the pods stay isolated, and the problem is told by field.
 func TestWhatCannotBeUnderstoodFailsClosed(t *testing.T) {
 	for _, c := range []struct{ rule, field string }{
 		{`{from: [{}]}`, "spec.ingress[0].from[0]"},
 		{`{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]}`, "spec.ingress[0].from[1].ipBlock"},
 		{`{from: [{ipBlock: {cidr: nonsense}}]}`, "spec.ingress[0].from[0].ipBlock.cidr"},
 		{`{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}`, "spec.ingress[0].from[0].ipBlock.cidr"},
-		{`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 11.0.0.0/16]}}]}`, "spec.ingress[0].from[0].ipBlock.except[1]"},
+		{
+			`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 11.0.0.0/16]}}]}`,
+			"spec.ingress[0].from[0].ipBlock.except[1]",
+		},
 		{`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]}`, "spec.ingress[0].from[0].ipBlock.except[0]"},
 		{`{from: [{ipBlock: {cidr: 10.0.0.0/8, except: ["fd00::/16"]}}]}`, "spec.ingress[0].from[0].ipBlock.except[0]"},
 		{`{from: [{podSelector: {matchExpressions: [{key: a, operator: Like}]}}]}`, "spec.ingress[0].from[0].podSelector"},
@@ -97,7 +100,8 @@ func TestAddressRangesAreReadAsTheAPIServerDoes(t *testing.T) {
 
 func TestCompileKeepsNoReference(t *testing.T) {
 	np := networkingv1.NetworkPolicy{}
-	must(t, yaml.Unmarshal([]byte(`{podSelector: {matchExpressions: [{key: a, operator: In, values: [z, b]}]}}`), &np.Spec))
+	const spec = `{podSelector: {matchExpressions: [{key: a, operator: In, values: [z, b]}]}}`
+	must(t, yaml.Unmarshal([]byte(spec), &np.Spec))
 	p := netpol.Compile(&np)
 	values := np.Spec.PodSelector.MatchExpressions[0].Values
 	if values[0] != "z" {
@@ -113,7 +117,9 @@ func BenchmarkCompile(b *testing.B) {
 	np := networkingv1.NetworkPolicy{}
 	must(b, yaml.Unmarshal([]byte(`
 podSelector: {matchLabels: {app: web}}
-ingress: [{from: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}], ports: [{port: 80}]}]
+ingress:
+- from: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]
+  ports: [{port: 80}]
 egress: [{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}]}]`), &np.Spec))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -140,7 +140,8 @@ func TestSentences(t *testing.T) {
 		refuse:   "world a/web 53/TCP, world a/web 80/UDP, world a/web ICMP",
 	}, {
 		sentence: "from: Items in this list are combined using a logical OR operation",
-		policies: `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: db}}}, {ipBlock: {cidr: 203.0.113.7/32}}]}]}`,
+		policies: `{podSelector: {}, ingress: [{from: [
+			{podSelector: {matchLabels: {app: db}}}, {ipBlock: {cidr: 203.0.113.7/32}}]}]}`,
 		allow:    "a/db a/web 80/TCP, world a/web 80/TCP",
 		refuse:   "b/web a/web 80/TCP",
 	}, {
@@ -171,19 +172,22 @@ func TestSentences(t *testing.T) {
 		refuse: "a/web a/db 80/TCP, c/job a/db 80/TCP",
 	}, {
 		sentence: "namespaces carry kubernetes.io/metadata.name",
-		policies: `{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: c}}}]}]}`,
+		policies: `{podSelector: {}, ingress: [{from: [
+			{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: c}}}]}]}`,
 		allow:    "c/job a/db 80/TCP",
 		refuse:   "b/web a/db 80/TCP",
 	}, {
 		sentence: "label selectors: In, NotIn, Exists, DoesNotExist, all of which must hold",
-		policies: `{podSelector: {matchExpressions: [{key: app, operator: In, values: [db, web]}, {key: tier, operator: Exists}]},
+		policies: `{podSelector: {matchExpressions: [
+				{key: app, operator: In, values: [db, web]}, {key: tier, operator: Exists}]},
 			ingress: [{from: [{namespaceSelector: {matchExpressions: [
 				{key: team, operator: NotIn, values: [red]}, {key: absent, operator: DoesNotExist}]}}]}]}`,
 		allow:  "b/web a/db 80/TCP, c/job a/db 80/TCP, world a/web 80/TCP",
 		refuse: "a/web a/db 80/TCP",
 	}, {
 		sentence: "cidr and except: CIDRs that should not be included within an IPBlock",
-		policies: `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.2.0/24, 192.168.0.0/16]}}]}]}`,
+		policies: `{podSelector: {}, ingress: [{from: [
+			{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.2.0/24, 192.168.0.0/16]}}]}]}`,
 		allow:    "world a/db 80/TCP, a/web a/db 80/TCP",
 		refuse:   "b/web a/db 80/TCP, n2 a/db 80/TCP, world6 a/web6 80/TCP",
 	}, {
@@ -209,7 +213,8 @@ func TestSentences(t *testing.T) {
 		refuse:   "world a/web 1/TCP, world a/web ICMP",
 	}, {
 		sentence: "port: This can be a named port on a pod, of any of its containers and sidecars",
-		policies: `{podSelector: {}, ingress: [{ports: [{port: http}, {port: dns, protocol: UDP}, {port: metrics}, {port: once}]}]}`,
+		policies: `{podSelector: {}, ingress: [{ports: [
+			{port: http}, {port: dns, protocol: UDP}, {port: metrics}, {port: once}]}]}`,
 		allow:    "world a/web 80/TCP, world a/web 81/TCP, world a/web 53/UDP, world a/db 9090/TCP",
 		refuse:   "world a/web 53/TCP, world a/db 80/TCP, world a/db 9999/TCP, world a/web 8080/TCP",
 	}, {
@@ -233,7 +238,7 @@ func TestSentences(t *testing.T) {
 	}, {
 		sentence: "a pod always reaches itself",
 		policies: `{podSelector: {}, policyTypes: [Ingress, Egress]}`,
-		allow:    "a/web a/web 80/TCP, a/web6 a/web6 ICMP",
+		allow:    "a/db a/db 80/TCP, a/web6 a/web6 ICMP", //nolint:dupword // source and destination
 	}, {
 		sentence: "host-network pods are host addresses: selectors do not match them, ipBlocks do",
 		policies: `

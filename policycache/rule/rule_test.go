@@ -227,7 +227,8 @@ func TestNames(t *testing.T) {
 		T Tier
 		A Action
 	}{Ref{NetworkPolicy, "a", "b"}, Admin, Deny})
-	if want := `{"R":{"dialect":"NetworkPolicy","namespace":"a","name":"b"},"T":"admin","A":"deny"}`; string(b) != want || err != nil {
+	want := `{"R":{"dialect":"NetworkPolicy","namespace":"a","name":"b"},"T":"admin","A":"deny"}`
+	if string(b) != want || err != nil {
 		t.Errorf("%s, %v", b, err)
 	}
 }
@@ -237,8 +238,8 @@ func TestPoliciesAreOrdered(t *testing.T) {
 		return &Policy{Ref: Ref{Dialect: NetworkPolicy, Namespace: ns, Name: name}, Tier: tier, Priority: priority}
 	}
 	want := []*Policy{
-		p(Admin, 1, "", "z"), p(Admin, 2, "", "a"), p(Admin, 2, "", "b"), p(Namespaced, 0, "a", "z"), p(Namespaced, 0, "b", "a"),
-		p(Baseline, 0, "", "a"),
+		p(Admin, 1, "", "z"), p(Admin, 2, "", "a"), p(Admin, 2, "", "b"),
+		p(Namespaced, 0, "a", "z"), p(Namespaced, 0, "b", "a"), p(Baseline, 0, "", "a"),
 	}
 	got := []*Policy{want[3], want[5], want[2], want[0], want[4], want[1]}
 	slices.SortFunc(got, Compare)

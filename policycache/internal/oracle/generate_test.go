@@ -208,7 +208,9 @@ func (g *generator) peers() []networkingv1.NetworkPolicyPeer {
 
 func (g *generator) block() *networkingv1.IPBlock {
 	b := one(g,
-		networkingv1.IPBlock{CIDR: "0.0.0.0/0", Except: []string{"10.0.0.0/8", "10.0.1.0/24", "10.0.1.1/32", "192.168.0.0/16"}},
+		networkingv1.IPBlock{
+			CIDR: "0.0.0.0/0", Except: []string{"10.0.0.0/8", "10.0.1.0/24", "10.0.1.1/32", "192.168.0.0/16"},
+		},
 		networkingv1.IPBlock{CIDR: "0.0.0.0/1", Except: []string{"10.0.2.0/23", "10.0.1.2/31"}},
 		networkingv1.IPBlock{CIDR: "10.0.0.0/8", Except: []string{"10.0.1.0/24", "10.0.1.0/25", "10.0.2.2/32"}},
 		networkingv1.IPBlock{CIDR: "10.0.1.0/24", Except: []string{"10.0.1.0/30", "10.0.1.1/32"}},
@@ -284,8 +286,8 @@ func addresses(c *oracle.Cluster) []netip.Addr {
 	return slices.Compact(list)
 }
 
-// sample chooses which of all probes are asked: every stride-th from the offset on. Many clusters asked a little find more
-// than few that are asked everything.
+// sample chooses which of all probes are asked: every stride-th from the offset on. Many clusters asked a little find
+// more than few that are asked everything.
 type sample struct{ stride, offset int }
 
 var everything = sample{stride: 1}

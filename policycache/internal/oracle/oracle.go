@@ -6,8 +6,10 @@
 package oracle
 
 import (
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -154,12 +156,7 @@ func affects(np *networkingv1.NetworkPolicy, t networkingv1.PolicyType) bool {
 	if len(np.Spec.PolicyTypes) == 0 {
 		return t == networkingv1.PolicyTypeIngress || len(np.Spec.Egress) > 0
 	}
-	for _, have := range np.Spec.PolicyTypes {
-		if have == t {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(np.Spec.PolicyTypes, t)
 }
 
 // peers: "Items in this list are combined using a logical OR operation. If this field is empty or missing, this rule
@@ -341,9 +338,7 @@ func (c *Cluster) namespaceLabels(name string) map[string]string {
 	set := map[string]string{}
 	for _, ns := range c.Namespaces {
 		if ns.Name == name {
-			for k, v := range ns.Labels {
-				set[k] = v
-			}
+			maps.Copy(set, ns.Labels)
 		}
 	}
 	set[corev1.LabelMetadataName] = name
