@@ -142,8 +142,8 @@ func TestSentences(t *testing.T) {
 		sentence: "from: Items in this list are combined using a logical OR operation",
 		policies: `{podSelector: {}, ingress: [{from: [
 			{podSelector: {matchLabels: {app: db}}}, {ipBlock: {cidr: 203.0.113.7/32}}]}]}`,
-		allow:    "a/db a/web 80/TCP, world a/web 80/TCP",
-		refuse:   "b/web a/web 80/TCP",
+		allow:  "a/db a/web 80/TCP, world a/web 80/TCP",
+		refuse: "b/web a/web 80/TCP",
 	}, {
 		sentence: "podSelector: Otherwise it selects the pods matching podSelector in the policy's own namespace",
 		policies: `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}`,
@@ -174,8 +174,8 @@ func TestSentences(t *testing.T) {
 		sentence: "namespaces carry kubernetes.io/metadata.name",
 		policies: `{podSelector: {}, ingress: [{from: [
 			{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: c}}}]}]}`,
-		allow:    "c/job a/db 80/TCP",
-		refuse:   "b/web a/db 80/TCP",
+		allow:  "c/job a/db 80/TCP",
+		refuse: "b/web a/db 80/TCP",
 	}, {
 		sentence: "label selectors: In, NotIn, Exists, DoesNotExist, all of which must hold",
 		policies: `{podSelector: {matchExpressions: [
@@ -188,8 +188,8 @@ func TestSentences(t *testing.T) {
 		sentence: "cidr and except: CIDRs that should not be included within an IPBlock",
 		policies: `{podSelector: {}, ingress: [{from: [
 			{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.2.0/24, 192.168.0.0/16]}}]}]}`,
-		allow:    "world a/db 80/TCP, a/web a/db 80/TCP",
-		refuse:   "b/web a/db 80/TCP, n2 a/db 80/TCP, world6 a/web6 80/TCP",
+		allow:  "world a/db 80/TCP, a/web a/db 80/TCP",
+		refuse: "b/web a/db 80/TCP, n2 a/db 80/TCP, world6 a/web6 80/TCP",
 	}, {
 		sentence: "an exception of one rule takes nothing from another",
 		policies: `{podSelector: {}, ingress: [{from: [
@@ -215,8 +215,8 @@ func TestSentences(t *testing.T) {
 		sentence: "port: This can be a named port on a pod, of any of its containers and sidecars",
 		policies: `{podSelector: {}, ingress: [{ports: [
 			{port: http}, {port: dns, protocol: UDP}, {port: metrics}, {port: once}]}]}`,
-		allow:    "world a/web 80/TCP, world a/web 81/TCP, world a/web 53/UDP, world a/db 9090/TCP",
-		refuse:   "world a/web 53/TCP, world a/db 80/TCP, world a/db 9999/TCP, world a/web 8080/TCP",
+		allow:  "world a/web 80/TCP, world a/web 81/TCP, world a/web 53/UDP, world a/db 9090/TCP",
+		refuse: "world a/web 53/TCP, world a/db 80/TCP, world a/db 9999/TCP, world a/web 8080/TCP",
 	}, {
 		sentence: "port: a named port of an egress rule is the destination's",
 		policies: `{podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: http}]}]}`,
