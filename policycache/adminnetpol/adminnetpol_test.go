@@ -68,10 +68,13 @@ func TestSentences(t *testing.T) {
 		}, []string{"a/web -> b/web 80/TCP: yes", "b/web -> a/web 80/TCP: no"},
 	}, {
 		"ports of each form; the protocol is TCP by default", []*rule.Policy{
-			admin(t, "a", "{priority: 6, "+about+"ingress: [{action: Deny, "+fromAll+", ports: [{portNumber: {port: 80}}, {portNumber: {protocol: UDP, port: 53}}, {portRange: {start: 8080, end: 8090}}, {portRange: {protocol: SCTP, start: 1, end: 9}}]}]}"),
+			admin(t, "a", "{priority: 6, "+about+"ingress: [{action: Deny, "+fromAll+", ports: [{portNumber: {port: 80}}, "+
+				"{portNumber: {protocol: UDP, port: 53}}, {portRange: {start: 8080, end: 8090}}, {portRange: {protocol: SCTP, "+
+				"start: 1, end: 9}}]}]}"),
 		}, []string{
 			"b/web -> a/web 80/TCP: no", "b/web -> a/web 80/UDP: yes", "b/web -> a/web 53/UDP: no", "b/web -> a/web 53/TCP: yes",
-			"b/web -> a/web 8090/TCP: no", "b/web -> a/web 8091/TCP: yes", "b/web -> a/web 9/SCTP: no", "b/web -> a/web ICMP: yes",
+			"b/web -> a/web 8090/TCP: no", "b/web -> a/web 8091/TCP: yes", "b/web -> a/web 9/SCTP: no",
+			"b/web -> a/web ICMP: yes",
 		},
 	}, {
 		"named ports", []*rule.Policy{
@@ -79,9 +82,12 @@ func TestSentences(t *testing.T) {
 		}, []string{"b/web -> a/web 80/TCP: no", "b/web -> a/db 80/TCP: yes", "b/web -> a/db 8080/TCP: no"},
 	}, {
 		"nodes and networks", []*rule.Policy{
-			admin(t, "a", "{priority: 6, "+about+"egress: [{action: Deny, to: [{nodes: {matchLabels: {role: edge}}}, {networks: ["+polytest.Address("world")+"/32]}]}]}"),
-			baseline(t, "default", "{"+about+"egress: [{action: Deny, to: [{nodes: {}}, {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: db}}}}]}]}"),
-		}, []string{"a/web -> n2 80/TCP: no", "a/web -> n1 80/TCP: no", "a/web -> world 80/TCP: no", "a/web -> b/db 80/TCP: no", "a/web -> b/web 80/TCP: yes"},
+			admin(t, "a", "{priority: 6, "+about+"egress: [{action: Deny, to: [{nodes: {matchLabels: {role: edge}}}, "+
+				"{networks: ["+polytest.Address("world")+"/32]}]}]}"),
+			baseline(t, "default", "{"+about+"egress: [{action: Deny, to: [{nodes: {}}, {pods: {namespaceSelector: {}, "+
+				"podSelector: {matchLabels: {app: db}}}}]}]}"),
+		}, []string{"a/web -> n2 80/TCP: no", "a/web -> n1 80/TCP: no", "a/web -> world 80/TCP: no",
+			"a/web -> b/db 80/TCP: no", "a/web -> b/web 80/TCP: yes"},
 	}, {
 		"Baseline: the first rule counts", []*rule.Policy{
 			baseline(t, "default", "{"+about+"ingress: [{action: Allow, "+fromY+"}, {action: Deny, "+fromAll+"}]}"),
@@ -121,7 +127,8 @@ func TestFailClosed(t *testing.T) {
 		expect  []string
 	}{{
 		"no field of a peer, Allow", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Allow, from: [{}]}]}"),
-		"spec.ingress[0].from[0]: exactly one field must be set; the rule matches nothing", []string{"b/web -> a/web 80/TCP: yes"},
+		"spec.ingress[0].from[0]: exactly one field must be set; the rule matches nothing",
+		[]string{"b/web -> a/web 80/TCP: yes"},
 	}, {
 		"no field of a peer, Deny", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, from: [{}]}]}"),
 		"spec.ingress[0].from[0]: exactly one field must be set; the rule denies all", []string{"world -> a/web ICMP: no"},
@@ -134,20 +141,25 @@ func TestFailClosed(t *testing.T) {
 		"spec.ingress[0].ports: the list must not be empty; the rule denies its peers at every port",
 		[]string{"b/web -> a/web 80/TCP: no", "c/web -> a/web 80/TCP: yes"},
 	}, {
-		"unknown protocol", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: [{portNumber: {protocol: ICMP, port: 1}}]}]}"),
+		"unknown protocol", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: "+
+			"[{portNumber: {protocol: ICMP, port: 1}}]}]}"),
 		`spec.ingress[0].ports[0].portNumber.protocol: unknown protocol "ICMP"; the rule denies its peers at every port`,
 		[]string{"b/web -> a/web 80/TCP: no"},
 	}, {
-		"unknown protocol of a range", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: [{portRange: {protocol: tcp, start: 1, end: 2}}]}]}"),
+		"unknown protocol of a range", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: "+
+			"[{portRange: {protocol: tcp, start: 1, end: 2}}]}]}"),
 		`spec.ingress[0].ports[0].portRange.protocol: unknown protocol "tcp"; the rule denies its peers at every port`,
 		[]string{"b/web -> a/web 80/TCP: no"},
 	}, {
-		"an empty name of a port", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: [{namedPort: ''}]}]}"),
+		"an empty name of a port", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Deny, "+fromY+", ports: "+
+			"[{namedPort: ''}]}]}"),
 		"spec.ingress[0].ports[0].namedPort: the port's name is empty; the rule denies its peers at every port",
 		[]string{"b/web -> a/web 80/TCP: no"},
 	}, {
-		"named port of networks", admin(t, "p", "{priority: 5, "+about+"egress: [{action: Deny, "+toAll+", ports: [{namedPort: http}]}]}"),
-		"spec.egress[0].ports[0].namedPort: networks, nodes and domainNames have no named ports; the rule denies its peers at every port",
+		"named port of networks", admin(t, "p", "{priority: 5, "+about+"egress: [{action: Deny, "+toAll+", ports: "+
+			"[{namedPort: http}]}]}"),
+		"spec.egress[0].ports[0].namedPort: networks, nodes and domainNames have no named ports; the rule denies its " +
+			"peers at every port",
 		[]string{"a/web -> world 80/TCP: no"},
 	}, {
 		"the action of another dialect", admin(t, "p", "{priority: 5, "+about+"ingress: [{action: Accept, "+fromY+"}]}"),
@@ -159,10 +171,12 @@ func TestFailClosed(t *testing.T) {
 		[]string{"b/web -> a/web 80/TCP: no", "c/web -> a/web 80/TCP: yes"},
 	}, {
 		"priority out of range", admin(t, "p", "{priority: 1001, "+about+"ingress: [{action: Pass, "+fromY+"}]}"),
-		"spec.priority: 1001 is not between 0 and 1000; the policy comes first, accepts nothing, and denies what it would have passed",
+		"spec.priority: 1001 is not between 0 and 1000; the policy comes first, accepts nothing, and denies what it " +
+			"would have passed",
 		[]string{"b/web -> a/web 80/TCP: no"},
 	}, {
-		"a second Baseline", baseline(t, "other", "{"+about+"ingress: [{action: Allow, "+fromY+"}, {action: Deny, "+fromAll+"}]}"),
+		"a second Baseline", baseline(t, "other", "{"+about+"ingress: [{action: Allow, "+fromY+"}, {action: Deny, "+
+			""+fromAll+"}]}"),
 		`metadata.name: "other" is not "default", the only name that the API admits; the policy accepts nothing`,
 		[]string{"b/web -> a/web 80/TCP: no", "c/web -> a/web 80/TCP: no"},
 	}} {

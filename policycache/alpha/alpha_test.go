@@ -66,8 +66,10 @@ func TestSpecs(t *testing.T) {
 		},
 	}, {
 		"a list of objects: any may allow",
-		`{podSelector: {app: db}, allowIncoming: [{from: [{pods: {app: web}}]}, {toPorts: [{port: 53, protocol: UDP}]}]}`, nil,
-		[]string{"a/web -> a/db 80/TCP: yes", "a/web -> a/db ICMP: yes", "world -> a/db 53/UDP: yes", "world -> a/db 80/TCP: no"},
+		`{podSelector: {app: db}, allowIncoming: [{from: [{pods: {app: web}}]}, {toPorts: [{port: 53, protocol: UDP}]}]}`,
+		nil,
+		[]string{"a/web -> a/db 80/TCP: yes", "a/web -> a/db ICMP: yes", "world -> a/db 53/UDP: yes",
+			"world -> a/db 80/TCP: no"},
 	}, {
 		"no allowIncoming: nothing is allowed", `{podSelector: {app: db}}`, nil,
 		[]string{"a/web -> a/db 80/TCP: no", "n1 -> a/db 80/TCP: yes", "n2 -> a/db 80/TCP: no"},
@@ -109,9 +111,11 @@ func TestSpecs(t *testing.T) {
 		[]string{"b/web -> a/db 80/TCP: yes", "c/web -> a/db 80/TCP: no", "a/web -> a/db 80/TCP: no"},
 	}, {
 		"namespaces: {} is every namespace", `{allowIncoming: {from: [{namespaces: {}}]}}`, nil,
-		[]string{"b/web -> a/db 80/TCP: yes", "c/web -> a/db 80/TCP: yes", "world -> a/db 80/TCP: no", "n2 -> a/db 80/TCP: no"},
+		[]string{"b/web -> a/db 80/TCP: yes", "c/web -> a/db 80/TCP: yes", "world -> a/db 80/TCP: no",
+			"n2 -> a/db 80/TCP: no"},
 	}, {
-		"all labels must be there", `{allowIncoming: {from: [{pods: {app: db, tier: back}}, {pods: {app: web, tier: back}}]}}`, nil,
+		"all labels must be there", `{allowIncoming: {from: [{pods: {app: db, tier: back}}, {pods: {app: web, tier: ` +
+			`back}}]}}`, nil,
 		[]string{"a/db -> a/web 80/TCP: yes", "a/web -> a/plain 80/TCP: no"},
 	}, {
 		"pods and namespaces in one entry: that entry allows nothing",
@@ -166,7 +170,8 @@ func TestSpecs(t *testing.T) {
 		[]string{`spec.podSelector: the value of "matchLabels" is an object, not a string; the policy allows nothing`},
 		[]string{"world -> a/db 80/TCP: no"},
 	}, {
-		"bad ports", `{allowIncoming: {toPorts: [{port: 0}, {port: 65536}, {port: 1.5}, {port: true}, {port: ""}, {port: Not_A_Name},
+		"bad ports", `{allowIncoming: {toPorts: [{port: 0}, {port: 65536}, {port: 1.5}, {port: true}, {port: ""}, ` +
+			`{port: Not_A_Name},
 			{protocol: ICMP}, {protocol: 6}, {port: 1, endPort: 9}, 80, {port: 53, protocol: UDP}]}}`,
 		[]string{
 			"spec.allowIncoming.toPorts[0].port: 0 is not a port number; the entry allows nothing",
@@ -180,7 +185,8 @@ func TestSpecs(t *testing.T) {
 			"spec.allowIncoming.toPorts[8].endPort: unknown field; the entry allows nothing",
 			"spec.allowIncoming.toPorts[9]: it is a number, not an object; the entry allows nothing",
 		},
-		[]string{"world -> a/db 53/UDP: yes", "world -> a/db 80/TCP: no", "world -> a/db 5/TCP: no", "world -> a/db ICMP: no"},
+		[]string{"world -> a/db 53/UDP: yes", "world -> a/db 80/TCP: no", "world -> a/db 5/TCP: no",
+			"world -> a/db ICMP: no"},
 	}, {
 		"rules that are none", `{allowIncoming: [null, 7]}`,
 		[]string{
@@ -250,7 +256,8 @@ func TestAnnouncement(t *testing.T) {
 		t.Fatalf("%+v", p)
 	}
 	r := p.Ingress.Rules[0]
-	got := []string{p.Ref.String(), p.Tier.String(), p.Subject.String(), r.Action.String(), r.Peers[0].String(), r.Ports[0].String()}
+	got := []string{p.Ref.String(), p.Tier.String(), p.Subject.String(), r.Action.String(), r.Peers[0].String(),
+		r.Ports[0].String()}
 	want := []string{
 		"NetworkPolicy.v1alpha1/tenant-a/pol1", "networkpolicy", "pods segment=backend in namespace tenant-a", "accept",
 		"pods segment=frontend in namespace tenant-a", "80/TCP",
@@ -263,7 +270,7 @@ func TestAnnouncement(t *testing.T) {
 func TestAnnotation(t *testing.T) {
 	for value, want := range map[string]bool{
 		"on": true, "yes": true, "off": false, "no": false, "": false,
-		"true": true, "On": true, "on ": true, "DefaultDeny": true,
+		"true": true, "On": true, "on.": true, "DefaultDeny": true,
 	} {
 		s := alpha.Read(isolated("a", value))
 		known := slices.Contains([]string{"on", "yes", "off", "no", ""}, value)
@@ -297,7 +304,8 @@ func TestToggle(t *testing.T) {
 	in.apply(set.SetNamespace(isolated("a", "maybe")))
 	in.world(t).Expect(shut...)
 	isolating := in[rule.Ref{Dialect: rule.AlphaNetworkPolicy, Namespace: "a", Name: cluster.AnnotationIsolation}]
-	want := `metadata.annotations[net.alpha.kubernetes.io/network-isolation]: "maybe" is none of on, off, yes and no; the namespace is isolated`
+	want := `metadata.annotations[net.alpha.kubernetes.io/network-isolation]: "maybe" is none of on, off, yes and ` +
+		`no; the namespace is isolated`
 	if len(isolating.Problems) != 1 || isolating.Problems[0].String() != want {
 		t.Errorf("%v", isolating.Problems)
 	}
@@ -319,7 +327,8 @@ func TestToggle(t *testing.T) {
 }
 
 func TestDeepCopy(t *testing.T) {
-	np := parse(t, "a", "p", `{podSelector: {app: db}, allowIncoming: [{from: [{pods: {app: web}}, {namespaces: {}}, 1], toPorts: [{port: 80}]}]}`)
+	np := parse(t, "a", "p", `{podSelector: {app: db}, allowIncoming: [{from: [{pods: {app: web}}, {namespaces: {}}, `+
+		`1], toPorts: [{port: 80}]}]}`)
 	list := &alpha.NetworkPolicyList{Items: []alpha.NetworkPolicy{*np}}
 	item := &list.DeepCopyObject().(*alpha.NetworkPolicyList).Items[0]
 	if diff := cmp.Diff(np, item); diff != "" {

@@ -29,10 +29,10 @@ const Resource = "networkpolicys"
 // Kind is the name of the objects' kind.
 const Kind = "NetworkPolicy"
 
-// ThirdPartyResource is the kind, of extensions/v1beta1, with which clusters of that time defined the objects' resource.
+// ThirdPartyResource is the kind, of extensions/v1beta1, by which clusters of that time defined the resource.
 const ThirdPartyResource = "ThirdPartyResource"
 
-// ExplainThirdParty says in one sentence what became of a ThirdPartyResource, for those who find one in their manifests.
+// ExplainThirdParty says in one sentence what became of a ThirdPartyResource, for those who find one in a manifest.
 func ExplainThirdParty(name string) string {
 	text := "API servers have had no ThirdPartyResource since Kubernetes 1.8, and manifests need none"
 	if name == thirdPartyName {

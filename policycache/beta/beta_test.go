@@ -62,13 +62,16 @@ func TestSentences(t *testing.T) {
 		[]string{"world -> a/db 80/TCP: yes", "b/web -> a/plain ICMP: yes"},
 	}, {
 		"the documentation's example, with the protocol in lower case",
-		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: "y"}}}, {podSelector: {matchLabels: {app: web}}}], ports: [{protocol: tcp, port: 6379}]}]}`, nil,
-		[]string{"a/web -> a/db 6379/TCP: yes", "b/plain -> a/db 6379/TCP: yes", "c/web -> a/db 6379/TCP: no", "a/web -> a/db 80/TCP: no", "a/web -> a/web 80/TCP: yes", "a/db -> a/web 6379/TCP: no"},
+		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: "y"}}}, ` +
+			`{podSelector: {matchLabels: {app: web}}}], ports: [{protocol: tcp, port: 6379}]}]}`, nil,
+		[]string{"a/web -> a/db 6379/TCP: yes", "b/plain -> a/db 6379/TCP: yes", "c/web -> a/db 6379/TCP: no",
+			"a/web -> a/db 80/TCP: no", "a/web -> a/web 80/TCP: yes", "a/db -> a/web 6379/TCP: no"},
 	}, {
 		"no ingress: the policy does not affect ingress isolation", `{podSelector: {}}`, nil,
 		[]string{"a/web -> a/db 80/TCP: no", "n1 -> a/db 80/TCP: yes", "a/web -> b/web 80/TCP: yes"},
 	}, {
-		"rules must match both ports and from", `{podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}`, nil,
+		"rules must match both ports and from", `{podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: ` +
+			`80}]}]}`, nil,
 		[]string{"a/web -> a/db 80/TCP: yes", "a/web -> a/db 8080/TCP: no", "b/web -> a/db 80/TCP: no"},
 	}, {
 		"ports not provided: all ports", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, nil,
@@ -80,20 +83,24 @@ func TestSentences(t *testing.T) {
 		"from empty: no sources", `{podSelector: {}, ingress: [{from: []}]}`, nil,
 		[]string{"a/web -> a/db 80/TCP: no"},
 	}, {
-		"a port without number matches all numbers of the protocol, which is TCP by default", `{podSelector: {}, ingress: [{ports: [{}]}]}`, nil,
+		"a port without number matches all numbers of the protocol, which is TCP by default",
+		`{podSelector: {}, ingress: [{ports: [{}]}]}`, nil,
 		[]string{"world -> a/db 8080/TCP: yes", "world -> a/db 53/UDP: no"},
 	}, {
 		"named ports", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`, nil,
 		[]string{"world -> a/db 8080/TCP: yes", "world -> a/db 80/TCP: no"},
 	}, {
-		"an empty namespaceSelector selects all namespaces", `{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`, nil,
+		"an empty namespaceSelector selects all namespaces",
+		`{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`, nil,
 		[]string{"c/web -> a/db 80/TCP: yes", "world -> a/db 80/TCP: no"},
 	}, {
-		"an entry with neither selector", `{podSelector: {}, ingress: [{from: [{}, {podSelector: {matchLabels: {app: web}}}]}]}`,
+		"an entry with neither selector", `{podSelector: {}, ingress: [{from: [{}, {podSelector: {matchLabels: {app: ` +
+			`web}}}]}]}`,
 		[]string{"spec.ingress[0].from[0]: podSelector or namespaceSelector must be set; the entry allows nothing"},
 		[]string{"a/web -> a/db 80/TCP: yes", "a/plain -> a/db 80/TCP: no"},
 	}, {
-		"entries that cannot be understood", `{podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: Near}]}}], ports: [{port: 0}, {port: 70000}, {protocol: ICMP}, {port: A_B}]}]}`,
+		"entries that cannot be understood", `{podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: ` +
+			`[{key: a, operator: Near}]}}], ports: [{port: 0}, {port: 70000}, {protocol: ICMP}, {port: A_B}]}]}`,
 		[]string{
 			`spec.ingress[0].from[0]: invalid label selector: key "a": unknown operator "Near"; the entry allows nothing`,
 			"spec.ingress[0].ports[0].port: 0 is not a port number; the entry allows nothing",
@@ -143,7 +150,8 @@ func TestAnnotation(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", value, diff)
 		}
 	}
-	for _, value := range []string{"on", "[", `"DefaultDeny"`, "[]", `{"ingress": "DefaultDeny"}`, `{"ingress": {"isolation": 1}}`} {
+	for _, value := range []string{"on", "[", `"DefaultDeny"`, "[]", `{"ingress": "DefaultDeny"}`,
+		`{"ingress": {"isolation": 1}}`} {
 		if s := beta.Read(&cluster.Namespace{Name: "a", NetworkPolicy: value}); !s.Isolated || s.Problem == "" {
 			t.Errorf("%s: %+v", value, s)
 		}
@@ -166,11 +174,16 @@ func TestIdle(t *testing.T) {
 // TestLater: objects with fields of later versions mean what they meant there.
 func TestLater(t *testing.T) {
 	for spec, field := range map[string]string{
-		`{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}`:                                                           "spec.policyTypes",
-		`{podSelector: {matchLabels: {app: db}}, egress: [{}]}`:                                                                     "spec.egress",
-		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`:                             "spec.ingress[0].from[0].ipBlock",
-		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}, namespaceSelector: {matchLabels: {q: z}}}]}]}`: "spec.ingress[0].from[0].namespaceSelector",
-		`{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 1, endPort: 2}]}]}`:                                      "spec.ingress[0].ports[0].endPort",
+		`{podSelector: {matchLabels: {app: db}}, policyTypes: ` +
+			`[Ingress]}`: "spec.policyTypes",
+		`{podSelector: {matchLabels: {app: db}}, egress: ` +
+			`[{}]}`: "spec.egress",
+		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: ` +
+			`192.0.2.0/24}}]}]}`: "spec.ingress[0].from[0].ipBlock",
+		`{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}, namespaceSelector: {matchLabels: ` +
+			`{q: z}}}]}]}`: "spec.ingress[0].from[0].namespaceSelector",
+		`{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 1, endPort: ` +
+			`2}]}]}`: "spec.ingress[0].ports[0].endPort",
 	} {
 		np := parse(t, spec)
 		if got := beta.Later(&np.Spec); got != field {

@@ -86,7 +86,8 @@ func TestErrors(t *testing.T) {
 		"a: b\n---\n\tx":         "document 2: ",
 		"kind: [1]":              "document 1: ",
 		"kind: Pod\nmetadata: 1": "document 1: ",
-		"kind: AdminNetworkPolicy\napiVersion: policy.networking.k8s.io/v1alpha1\nmetadata: {name: p}\nspec: {priority: x}": "document 1 (AdminNetworkPolicy p): ",
+		"kind: AdminNetworkPolicy\napiVersion: policy.networking.k8s.io/v1alpha1\nmetadata: {name: p}\nspec: {priority: " +
+			"x}": "document 1 (AdminNetworkPolicy p): ",
 	} {
 		documents, err := convert.Convert(strings.NewReader(in), convert.Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
@@ -171,8 +172,9 @@ func decode(t testing.TB, doc string, into any) {
 // The generators write flow-style YAML. Values that YAML reads as something else are quoted.
 var (
 	genPods  = rapid.SampledFrom([]string{"{}", "{app: web}", "{app: db}", "{app: db, tier: back}", "{app: none}"})
-	genTeams = rapid.SampledFrom([]string{"{}", "{team: x}", `{team: "y"}`, "{team: z}", "{kubernetes.io/metadata.name: c}"})
-	genBad   = rapid.SampledFrom([]string{"{}", "7", "{pods: {}, namespaces: {}}", "{pods: 1}", "{nobody: {}}"})
+	genTeams = rapid.SampledFrom([]string{"{}", "{team: x}", `{team: "y"}`, "{team: z}",
+		"{kubernetes.io/metadata.name: c}"})
+	genBad = rapid.SampledFrom([]string{"{}", "7", "{pods: {}, namespaces: {}}", "{pods: 1}", "{nobody: {}}"})
 )
 
 func list(gen *rapid.Generator[string], most int) *rapid.Generator[string] {
@@ -250,11 +252,13 @@ func TestSameMatrixLegacy(t *testing.T) {
 		for _, ns := range []string{"a", "b", "c"} {
 			team := map[string]string{"a": "{team: x}", "b": `{team: "y"}`, "c": "{}"}[ns]
 			annotations := fields(
-				cluster.AnnotationIsolation, rapid.SampledFrom([]string{"", `"on"`, `"yes"`, `"off"`, `"no"`, "maybe"}).Draw(rt, "alpha"),
+				cluster.AnnotationIsolation, rapid.SampledFrom([]string{"", `"on"`, `"yes"`, `"off"`, `"no"`, "maybe"}).Draw(rt,
+					"alpha"),
 				cluster.AnnotationNetworkPolicy, rapid.SampledFrom([]string{
 					"", `'{"ingress":{"isolation":"DefaultDeny"}}'`, `'{}'`, "odd",
 				}).Draw(rt, "beta"))
-			docs = append(docs, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: %s, annotations: %s}}",
+			docs = append(docs, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: %s, "+
+				"annotations: %s}}",
 				ns, team, annotations))
 		}
 		name := rapid.SampledFrom([]string{"p", "q", "default-deny-ingress"})
@@ -265,7 +269,8 @@ func TestSameMatrixLegacy(t *testing.T) {
 				return
 			}
 			used[version+ns+n] = true
-			docs = append(docs, fmt.Sprintf("{apiVersion: %s, kind: NetworkPolicy, metadata: {name: %s, namespace: %s}, spec: %s}",
+			docs = append(docs, fmt.Sprintf("{apiVersion: %s, kind: NetworkPolicy, metadata: {name: %s, namespace: %s}, "+
+				"spec: %s}",
 				version, n, ns, spec))
 		}
 		for range rapid.IntRange(0, 4).Draw(rt, "alphas") {
@@ -301,21 +306,25 @@ var genTieredRule = func(peers string, actions ...string) *rapid.Generator[strin
 			case 0:
 				return "{namespaces: {matchLabels: " + genTeams.Draw(t, "teams") + "}}"
 			case 1:
-				return "{pods: {namespaceSelector: {matchLabels: " + genTeams.Draw(t, "teams") + "}, podSelector: {matchLabels: " + genPods.Draw(t, "pods") + "}}}"
+				return "{pods: {namespaceSelector: {matchLabels: " + genTeams.Draw(t,
+					"teams") + "}, podSelector: {matchLabels: " + genPods.Draw(t, "pods") + "}}}"
 			case 2:
 				return "{nodes: {matchLabels: " + rapid.SampledFrom([]string{"{}", "{role: edge}"}).Draw(t, "nodes") + "}}"
 			}
-			return "{networks: [" + rapid.SampledFrom([]string{"10.0.0.0/8, '::/0'", "10.0.4.0/22", "10.0.2.7/32"}).Draw(t, "networks") + "]}"
+			return "{networks: [" + rapid.SampledFrom([]string{"10.0.0.0/8, '::/0'", "10.0.4.0/22", "10.0.2.7/32"}).Draw(t,
+				"networks") + "]}"
 		})
 		from := rapid.SliceOfN(peer, 1, 3).Draw(t, "peers")
 		ports := []string{
-			"", "", "[{portNumber: {port: 80}}]", "[{portNumber: {protocol: UDP, port: 53}}, {portNumber: {protocol: SCTP, port: 9}}]",
+			"", "", "[{portNumber: {port: 80}}]", "[{portNumber: {protocol: UDP, port: 53}}, {portNumber: {protocol: SCTP, " +
+				"port: 9}}]",
 			"[{portRange: {start: 80, end: 8080}}]",
 		}
 		if peers == "from" {
 			ports = append(ports, "[{namedPort: http}, {namedPort: dns}]")
 		}
-		return fields("name", rapid.SampledFrom([]string{"", "r"}).Draw(t, "name"), "action", rapid.SampledFrom(actions).Draw(t, "action"),
+		return fields("name", rapid.SampledFrom([]string{"", "r"}).Draw(t, "name"), "action",
+			rapid.SampledFrom(actions).Draw(t, "action"),
 			peers, "["+strings.Join(from, ", ")+"]", "ports", rapid.SampledFrom(ports).Draw(t, "ports"))
 	})
 }
@@ -326,7 +335,8 @@ func TestSameMatrixTiers(t *testing.T) {
 		const version = "apiVersion: policy.networking.k8s.io/v1alpha1, kind: "
 		subject := rapid.Custom(func(t *rapid.T) string {
 			if rapid.Bool().Draw(t, "pods") {
-				return "{pods: {namespaceSelector: {matchLabels: " + genTeams.Draw(t, "teams") + "}, podSelector: {matchLabels: " + genPods.Draw(t, "pods") + "}}}"
+				return "{pods: {namespaceSelector: {matchLabels: " + genTeams.Draw(t,
+					"teams") + "}, podSelector: {matchLabels: " + genPods.Draw(t, "pods") + "}}}"
 			}
 			return "{namespaces: {matchLabels: " + genTeams.Draw(t, "teams") + "}}"
 		})
@@ -339,10 +349,11 @@ func TestSameMatrixTiers(t *testing.T) {
 				"egress", list(genTieredRule("to", actions...), 3).Draw(rt, "egress"))))
 		}
 		if rapid.Bool().Draw(rt, "baseline") {
-			docs = append(docs, fmt.Sprintf("{%sBaselineAdminNetworkPolicy, metadata: {name: default}, spec: %s}", version, fields(
-				"subject", subject.Draw(rt, "subject"),
-				"ingress", list(genTieredRule("from", "Allow", "Deny"), 3).Draw(rt, "ingress"),
-				"egress", list(genTieredRule("to", "Allow", "Deny"), 3).Draw(rt, "egress"))))
+			docs = append(docs, fmt.Sprintf("{%sBaselineAdminNetworkPolicy, metadata: {name: default}, spec: %s}", version,
+				fields(
+					"subject", subject.Draw(rt, "subject"),
+					"ingress", list(genTieredRule("from", "Allow", "Deny"), 3).Draw(rt, "ingress"),
+					"egress", list(genTieredRule("to", "Allow", "Deny"), 3).Draw(rt, "egress"))))
 		}
 		sameMatrix(t, rt, strings.Join(docs, "\n---\n"))
 	})

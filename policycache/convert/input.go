@@ -2,7 +2,7 @@ package convert
 
 import (
 	"bufio"
-	rawjson "encoding/json"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -102,10 +102,13 @@ func appendObjects(objects []*object, raw []byte, place string, depth int) ([]*o
 		return objects, nil // an empty document
 	}
 	var list struct {
-		Items []rawjson.RawMessage `json:"items"`
+		Items []stdjson.RawMessage `json:"items"`
 	}
-	if !strings.HasSuffix(o.Kind, "List") || json.Unmarshal(raw, &list) != nil || depth == maxDepth {
+	if !strings.HasSuffix(o.Kind, "List") || depth == maxDepth {
 		return append(objects, o), nil
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", place, err)
 	}
 	for i, item := range list.Items {
 		var err error

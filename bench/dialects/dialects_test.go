@@ -1,4 +1,4 @@
-package crds_test
+package dialects
 
 import (
 	"context"
@@ -47,7 +47,8 @@ const pol1 = `{
 
 // specs are accepted as they are written, well-formed or not.
 var specs = map[string]string{
-	"list":        `{podSelector: {segment: backend}, allowIncoming: [{from: [{namespaces: {}}]}, {toPorts: [{port: http}]}, {}]}`,
+	"list": `{podSelector: {segment: backend}, allowIncoming: [{from: [{namespaces: {}}]}, ` +
+		`{toPorts: [{port: http}]}, {}]}`,
 	"nothing":     `{podSelector: {}, allowIncoming: []}`,
 	"nulls":       `{podSelector: null, allowIncoming: null}`,
 	"both":        `{allowIncoming: {from: [{pods: {}, namespaces: {}}]}}`,
@@ -81,7 +82,8 @@ func TestAPIServer(t *testing.T) {
 	define(ctx, t, client, crds.AlphaNetworkPolicy)
 	resource := alpha.GroupVersion.WithResource(alpha.Resource)
 	create(ctx, t, client, schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, "",
-		`{apiVersion: v1, kind: Namespace, metadata: {name: tenant-a, annotations: {net.alpha.kubernetes.io/network-isolation: "on"}}}`)
+		`{apiVersion: v1, kind: Namespace, metadata: {name: tenant-a, annotations: `+
+			`{net.alpha.kubernetes.io/network-isolation: "on"}}}`)
 
 	t.Run("as announced", func(t *testing.T) {
 		// The path of the announcement, with the slash at its end. Third-party resources took a body without apiVersion.
@@ -221,7 +223,8 @@ func define(ctx context.Context, t *testing.T, client dynamic.Interface, text []
 }
 
 func create(
-	ctx context.Context, t *testing.T, client dynamic.Interface, resource schema.GroupVersionResource, namespace, text string,
+	ctx context.Context, t *testing.T, client dynamic.Interface, resource schema.GroupVersionResource,
+	namespace, text string,
 ) string {
 	t.Helper()
 	o := &unstructured.Unstructured{}
