@@ -19,7 +19,8 @@ var (
 	ErrNotInstalled = errors.New("table inet firstpacket is not installed; start the agent")
 	ErrForeign      = errors.New("table inet firstpacket was made by another version that cannot be adopted; " +
 		"run \"firstpacket cleanup\" and start again")
-	ErrMaskClash = errors.New("other software uses bits of the mark mask; choose another one with --mark-mask")
+	ErrSuperseded = errors.New("another agent has taken over this node")
+	ErrMaskClash  = errors.New("other software uses bits of the mark mask; choose another one with --mark-mask")
 )
 
 // explain puts the sentinel before an errno that has one.

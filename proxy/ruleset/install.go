@@ -1,10 +1,12 @@
 package ruleset
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // Install brings the table to the state, in one transaction, whatever was there: nothing, the table of an earlier
@@ -13,19 +15,67 @@ import (
 // packet can still carry a verdict; one more than Generation is.
 //
 // Its error wraps ErrForeign when a base chain of the table's is hooked in otherwise than this version does.
+//
+// The table then belongs to the configured owner, whoever had it before.
 func (r *Ruleset) Install(s State) error {
-	want := r.elements(s)
-	err := r.commit(func() (*tx, error) {
-		k, err := r.read()
-		if err != nil {
-			return nil, err
+	if err := r.installAs(s, func(t *tx, k *kernelTable) error {
+		if r.cfg.Owner == 0 {
+			return nil
 		}
-		return r.install(k, want)
-	})
-	if err != nil {
+		owner := r.layout.set(setOwner)
+		if have := k.set(setOwner); have != nil && sameSet(have, owner) {
+			t.flushSet(owner)
+		}
+		return nil
+	}); err != nil {
 		return fmt.Errorf("install the ruleset: %w", err)
 	}
 	return nil
+}
+
+// Repair is Install for the owner of the table, or of a table that has lost its owner. Its error wraps ErrSuperseded
+// when another owner has it.
+func (r *Ruleset) Repair(s State) error {
+	err := r.installAs(s, func(t *tx, k *kernelTable) error {
+		owner, err := r.ownerIn(k)
+		switch {
+		case err != nil:
+			return err
+		case owner == r.cfg.Owner && owner != 0:
+			// Fails if another agent takes over between the reading and the transaction.
+			t.deleteElements(r.layout.set(setOwner), ownerElement(owner))
+		case owner != 0:
+			return ErrSuperseded
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("repair the ruleset: %w", err)
+	}
+	return nil
+}
+
+// installAs writes the table; release takes the owner's element away.
+func (r *Ruleset) installAs(s State, release func(*tx, *kernelTable) error) error {
+	want := r.elements(s)
+	for attempt := 1; ; attempt++ {
+		err := r.commit(func() (*tx, error) {
+			k, err := r.read()
+			if err != nil {
+				return nil, err
+			}
+			t := &tx{l: r.layout}
+			t.addTable()
+			if err := release(t, k); err != nil {
+				return nil, err
+			}
+			return t, r.install(t, k, want)
+		})
+		// What was read may be gone, or have come, when the transaction is made: agents replace each other.
+		if err == nil || attempt == attempts || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
 }
 
 // elements are what the sets should hold, all but the verdict cache.
@@ -39,18 +89,19 @@ func (r *Ruleset) elements(s State) elements {
 	for name, list := range r.layout.constants {
 		want[name] = slices.Clone(list)
 	}
+	if r.cfg.Owner != 0 {
+		want[setOwner] = ownerElement(r.cfg.Owner)
+	}
 	want.normalize()
 	return want
 }
 
-func (r *Ruleset) install(k *kernelTable, want elements) (*tx, error) {
-	t := &tx{l: r.layout}
-	t.addTable()
+func (r *Ruleset) install(t *tx, k *kernelTable, want elements) error {
 	if err := r.installChains(t, k); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.installSets(t, k, want); err != nil {
-		return nil, err
+		return err
 	}
 	r.removeStrangers(t, k)
 	for _, c := range r.layout.chains {
@@ -58,7 +109,7 @@ func (r *Ruleset) install(k *kernelTable, want elements) (*tx, error) {
 			t.addRule(c.spec, rule)
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // installChains makes missing chains and empties all others.
@@ -98,6 +149,8 @@ func (r *Ruleset) installSets(t *tx, k *kernelTable, want elements) error {
 			t.addSet(s)
 			t.addElements(s, list)
 		case s.Dynamic: // the verdict cache
+		case s.Name == setOwner:
+			t.addElements(s, list)
 		case s.IsMap:
 			t.flushSet(s)
 			t.addElements(s, list)

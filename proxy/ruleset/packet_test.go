@@ -425,9 +425,10 @@ func TestWhoIsJudged(t *testing.T) {
 			t.Fatalf("before %s: queued %+v", what, seen)
 		}
 	}
+	// The client speaks UDP: the end of a TCP connection would be judged by the state after it.
 	for i, pod := range podAddrs {
 		t.Run(fmt.Sprint("v", 4+2*i), func(t *testing.T) {
-			b.reaches(b.client, "tcp", pod, 80)
+			b.reaches(b.client, "udp", pod, 80)
 			b.reaches(b.pod, "udp", gateways[i], 90)
 			quiet("a pod that nobody selects")
 
@@ -443,7 +444,7 @@ func TestWhoIsJudged(t *testing.T) {
 			}
 
 			step("egress", []Subject{{Addr: pod, Pod: true, Egress: true}})
-			b.reaches(b.client, "tcp", pod, 83)
+			b.reaches(b.client, "udp", pod, 83)
 			b.reaches(b.node, "udp", pod, 83)
 			quiet("answers of a pod isolated for egress")
 			b.reaches(b.pod, "udp", gateways[i], 90)

@@ -72,6 +72,10 @@ type Config struct {
 	// DeniedTimeout is how long a refused tuple is refused without asking again; 0 means DefaultDeniedTimeout. The
 	// kernel counts milliseconds.
 	DeniedTimeout time.Duration
+	// Owner names the agent on whose behalf transactions are made, a number that no other agent has. Install makes it
+	// the owner of the table; from then on the transactions of any other owner fail with ErrSuperseded. 0 neither takes
+	// nor checks ownership.
+	Owner uint32
 	// NetNS is a file descriptor of the network namespace to work in; 0 means the one of the calling thread.
 	NetNS int
 	// Trace, if not nil, is called with each transaction before it is sent; its String method prints it.

@@ -64,6 +64,7 @@ func do(stmts ...stmt) rule             { return rule{stmts: stmts} }
 func (r rule) note(comment string) rule { r.comment = comment; return r }
 func (f *family) do(stmts ...stmt) rule { return rule{stmts: append([]stmt{f.packets()}, stmts...)} }
 func goTo(chain string) stmt            { return verdict("goto "+chain, expr.VerdictGoto, chain) }
+func jump(chain string) stmt            { return verdict("jump "+chain, expr.VerdictJump, chain) }
 func verdict(t string, k expr.VerdictKind, chain string) stmt {
 	return stmt{t, []expr.Any{&expr.Verdict{Kind: k, Chain: chain}}}
 }
@@ -71,6 +72,7 @@ func verdict(t string, k expr.VerdictKind, chain string) stmt {
 var (
 	accept = verdict("accept", expr.VerdictAccept, "")
 	drop   = verdict("drop", expr.VerdictDrop, "")
+	back   = verdict("return", expr.VerdictReturn, "")
 )
 
 // reg numbers a 4-byte register as the kernel prints it back: those that begin a 16-byte register carry its number

@@ -16,6 +16,7 @@ const (
 	setVerdicts  = "verdicts"
 	setWithPorts = "with_ports"
 	setNeighbour = "neighbour_discovery"
+	setOwner     = "owner"
 
 	chainForward = "forward"
 	chainInput   = "input"
@@ -25,6 +26,7 @@ const (
 	chainAdmit   = "admit"
 	chainCommit  = "commit"
 	chainDeny    = "deny"
+	chainRevoked = "revoked"
 	chainRefuse  = "refuse"
 	chainQueue   = "queue"
 
@@ -69,6 +71,7 @@ func newLayout(cfg Config, features Features) *layout {
 		l.addJudge(f)
 	}
 	l.addAdmit(cfg)
+	l.addRevoked()
 	l.addRefuse(cfg)
 	l.addQueue(cfg, features)
 	return l
@@ -90,6 +93,8 @@ func (l *layout) addSets(cfg Config) {
 	for t := byte(133); t <= 136; t++ { // router and neighbour solicitation and advertisement
 		l.constants.add(setNeighbour, []byte{t})
 	}
+	add(nftables.Set{Name: setOwner, KeyType: nftables.TypeMark, KeyByteOrder: binaryutil.NativeEndian},
+		"the agent whose transactions hold")
 	for _, f := range families {
 		pair := nftables.MustConcatSetType(f.addrType, f.addrType)
 		tuple := nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetProto, nftables.TypeInetService)
@@ -122,7 +127,7 @@ func (l *layout) addBaseChains(cfg Config) {
 	m := cfg.Mask
 	first := []rule{
 		do(markIs(ctMark, m.Mask(), m.Admitted()), accept).note("established flows"),
-		do(markIs(ctMark, m.Mask(), m.Revoked()), goTo(chainRefuse)).note("flows no longer allowed"),
+		do(markIs(ctMark, m.Mask(), m.Revoked()), jump(chainRevoked)).note("flows no longer allowed"),
 		do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"),
 	}
 	with := func(rules ...rule) []rule { return append(append([]rule{}, first...), rules...) }
@@ -151,7 +156,9 @@ func (l *layout) addBaseChains(cfg Config) {
 
 // TCP flag bits, RFC 9293, section 3.1.
 const (
+	tcpFIN = 0x01
 	tcpSYN = 0x02
+	tcpRST = 0x04
 	tcpACK = 0x10
 )
 
@@ -233,6 +240,17 @@ func (l *layout) addAdmit(cfg Config) {
 	l.addChain(chainCommit,
 		do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Admitted())),
 		do(accept),
+	)
+}
+
+// addRevoked refuses the packets of revoked flows, all but those that open a connection anew: conntrack keeps the entry
+// of a flow long after both sides have given up, and the next connection between the same ports is judged for itself.
+func (l *layout) addRevoked() {
+	l.addChain(chainRevoked,
+		do(l4proto.is("", unix.IPPROTO_TCP).quiet(), ctDir.is("original", 0), tcpFlags.masked(
+			"tcp flags & (fin | syn | rst | ack) == syn", []byte{tcpFIN | tcpSYN | tcpRST | tcpACK}, expr.CmpOpEq,
+			[]byte{tcpSYN}), back).note("a new connection"),
+		do(goTo(chainRefuse)),
 	)
 }
 

@@ -29,6 +29,11 @@ func (r *Ruleset) Forget(tuples []Tuple) error {
 	return r.carryOut(r.plan(Update{Forget: tuples}))
 }
 
+// Flush empties the verdict cache and changes nothing else; like Forget, it may be called beside Apply.
+func (r *Ruleset) Flush() error {
+	return r.carryOut(r.plan(Update{FlushAllowed: true, FlushDenied: true}))
+}
+
 func (r *Ruleset) carryOut(plan plan) error {
 	err := r.commit(func() (*tx, error) { return plan.build(r), nil })
 	if errors.Is(err, unix.ENFILE) {
@@ -42,7 +47,7 @@ func (r *Ruleset) carryOut(plan plan) error {
 		})
 	}
 	if errors.Is(err, unix.ENOENT) {
-		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
+		err = r.missing(err)
 	}
 	if err != nil {
 		return fmt.Errorf("update the ruleset: %w", err)
@@ -101,6 +106,7 @@ func (r *Ruleset) plan(u Update) plan {
 // build orders the operations: what goes before what comes, the generation first.
 func (p plan) build(r *Ruleset) *tx {
 	t := &tx{l: r.layout}
+	t.claim(r.cfg.Owner)
 	if p.verdicts != nil {
 		verdicts := r.layout.set(setVerdicts)
 		t.flushSet(verdicts)
