@@ -61,6 +61,9 @@ func (h *Host) connect(n *Network) error {
 		return err
 	}
 	h.uplink = link
+	if err := n.waitUp(n.bridge); err != nil {
+		return err
+	}
 	for _, a := range h.cfg.Addrs {
 		if err := h.addAddr(link, single(a)); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -26,6 +27,9 @@ import (
 
 // uplink is the name of the interface of hosts and pods alike.
 const uplink = "eth0"
+
+// linkPatience bounds the wait for a link to come up, which takes milliseconds.
+const linkPatience = 10 * time.Second
 
 // common is set in every namespace. Addresses are usable at once, nothing is learned from the network but neighbours,
 // source addresses are not filtered by route (that is the business of what is tested), and refusals by ICMP are not
@@ -42,7 +46,7 @@ var common = map[string]string{
 	"ipv6/conf/default/accept_dad":       "0",
 	"ipv6/conf/default/accept_ra":        "0",
 	"ipv6/conf/default/accept_redirects": "0",
-	"ipv6/icmp/ratelimit":                "0",
+	"ipv6/icmp/ratemask":                 "",
 }
 
 // forwarding makes a router of a host.
@@ -123,8 +127,8 @@ func (p *place) addBridge(name string) (netlink.Link, error) {
 	return bridge, nil
 }
 
-// wire makes a veth pair between two namespaces, both ends up; master, if not nil, takes the near end as a port.
-// alias is what "ip link" shows beside the near end.
+// wire makes a veth pair between two namespaces, both ends ready to pass packets, and routed ones to look for
+// neighbours; master, if not nil, takes the near end as a port. alias is what "ip link" shows beside the near end.
 func wire(near *place, nearName string, master netlink.Link, far *place, alias string) (a, b netlink.Link, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = nearName
@@ -153,7 +157,52 @@ func wire(near *place, nearName string, master netlink.Link, far *place, alias s
 	if err := far.links.LinkSetUp(b); err != nil {
 		return fail("set "+uplink+" up", err)
 	}
-	return a, b, nil
+	if master == nil {
+		err = near.waitRouted(a)
+	}
+	return a, b, errors.Join(err, near.waitUp(a), far.waitUp(b), far.waitRouted(b))
+}
+
+// waitUp waits until the link passes packets. The kernel gets a link whose carrier has just come going in the
+// background (net/core/link_watch.c), and drops what is sent before.
+func (p *place) waitUp(link netlink.Link) error {
+	return p.wait(link, func() (bool, error) {
+		now, err := p.links.LinkByIndex(link.Attrs().Index)
+		return err == nil && now.Attrs().OperState == netlink.OperUp, err
+	})
+}
+
+// waitRouted waits, beyond waitUp, until the link has its link-local address: without it no neighbour is asked for on
+// behalf of forwarded packets (net/ipv6/ndisc.c, ndisc_send_ns).
+func (p *place) waitRouted(link netlink.Link) error {
+	return p.wait(link, func() (bool, error) {
+		addrs, err := p.links.AddrList(link, unix.AF_INET6)
+		for _, a := range addrs {
+			if a.IP.IsLinkLocalUnicast() && p.isLocal(link, a.IP) {
+				return true, nil
+			}
+		}
+		return false, err
+	})
+}
+
+// isLocal says whether packets to the address are delivered here. The kernel adds that route in the background, some
+// time after the address (net/ipv6/addrconf.c, addrconf_dad_work), even where there is no duplicate to detect.
+func (p *place) isLocal(link netlink.Link, ip net.IP) bool {
+	routes, err := p.links.RouteGetWithOptions(ip, &netlink.RouteGetOptions{OifIndex: link.Attrs().Index})
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+}
+
+func (p *place) wait(link netlink.Link, done func() (bool, error)) error {
+	for deadline := time.Now().Add(linkPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if ok, err := done(); ok || err != nil {
+			if err != nil {
+				return fmt.Errorf("look at link %s in %s: %w", link.Attrs().Name, p.Name(), err)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("link %s in %s does not come up", link.Attrs().Name, p.Name())
 }
 
 // addAddr gives the interface the address with a prefix of the given length, usable at once.
@@ -165,7 +214,7 @@ func (p *place) addAddr(link netlink.Link, prefix netip.Prefix) error {
 	if err := p.links.AddrReplace(link, addr); err != nil {
 		return fmt.Errorf("add address %s in %s: %w", prefix, p.Name(), err)
 	}
-	return nil
+	return p.wait(link, func() (bool, error) { return p.isLocal(link, prefix.Addr().AsSlice()), nil })
 }
 
 func (p *place) replaceRoute(r *netlink.Route) error {

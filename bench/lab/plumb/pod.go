@@ -3,6 +3,7 @@ package plumb
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -48,6 +49,10 @@ func (p *Pod) connect(addrs []netip.Addr) error {
 		// A pod may reach itself through a Service.
 		if err := h.links.LinkSetHairpin(near, true); err != nil {
 			return fmt.Errorf("set hairpin mode for %s: %w", p.Name(), err)
+		}
+		// A bridge has a carrier from its first port on.
+		if err := errors.Join(h.waitUp(h.bridge), h.waitRouted(h.bridge)); err != nil {
+			return err
 		}
 		return p.connectBridged(addrs)
 	}
@@ -142,3 +147,14 @@ func (p *Pod) Close() error {
 	}
 	return errors.Join(err, p.close())
 }
+
+// Gateway is the link-layer address that the pod sends everything to that leaves it, for crafted packets.
+func (p *Pod) Gateway() net.HardwareAddr {
+	if p.host.bridge != nil {
+		return p.host.bridge.Attrs().HardwareAddr
+	}
+	return p.near.Attrs().HardwareAddr
+}
+
+// Interface is the name of the node's end of the pod's wire.
+func (p *Pod) Interface() string { return p.near.Attrs().Name }

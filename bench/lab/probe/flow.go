@@ -10,14 +10,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/firstpacket/firstpacket/bench/lab/serve"
 	"golang.org/x/sys/unix"
+
+	"github.com/firstpacket/firstpacket/bench/lab/serve"
 )
 
 // Flow is a connection, or the like of it over UDP, that lives until it is closed: to see what a change does to flows
 // that are established. It belongs to one goroutine.
 type Flow struct {
-	probe Probe
+	// Wait is how long Exchange waits; Open sets it to that of the probe.
+	Wait  time.Duration
+	proto Proto
 	conn  net.Conn
 	// By and Seen are what the server said at first; empty on UDP until the first Exchange.
 	By   string
@@ -30,11 +33,11 @@ type Flow struct {
 // Open starts a flow. On TCP the result tells how connecting went, and the Flow is nil unless it is Reached; on UDP
 // nothing is sent yet. The error is that of a probe that cannot be sent at all.
 func Open(ctx context.Context, p Probe) (*Flow, Result, error) {
-	f := &Flow{probe: p}
-	if f.probe.Wait == 0 {
-		f.probe.Wait = DefaultWait
+	f := &Flow{Wait: p.Wait, proto: p.Proto}
+	if f.Wait == 0 {
+		f.Wait = DefaultWait
 	}
-	dialer := net.Dialer{Timeout: f.probe.Wait}
+	dialer := net.Dialer{Timeout: f.Wait}
 	network := strings.ToLower(p.Proto.String())
 	if p.Source.Addr().IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(p.Source)
@@ -84,7 +87,7 @@ func outcomeOf(err error) Result {
 
 // receiveBanner reads until the banner is complete.
 func (f *Flow) receiveBanner() error {
-	if err := f.conn.SetReadDeadline(time.Now().Add(f.probe.Wait)); err != nil {
+	if err := f.conn.SetReadDeadline(time.Now().Add(f.Wait)); err != nil {
 		return err
 	}
 	for {
@@ -105,16 +108,16 @@ func (f *Flow) receive() error {
 	return err
 }
 
-// Exchange sends a few bytes over the flow and waits up to the probe's Wait for their echo. An end of the connection
+// Exchange sends a few bytes over the flow and waits up to Wait for their echo. An end of the connection
 // by the other side counts as Refused.
 func (f *Flow) Exchange() Result {
 	f.turns++
 	token := fmt.Sprintf("turn %d\n", f.turns)
 	sent := time.Now()
-	if err := f.conn.SetDeadline(sent.Add(f.probe.Wait)); err != nil {
+	if err := f.conn.SetDeadline(sent.Add(f.Wait)); err != nil {
 		return outcomeOf(err)
 	}
-	if f.probe.Proto == UDP {
+	if f.proto == UDP {
 		f.pending = nil // late answers of turns that were given up
 	}
 	if _, err := f.conn.Write([]byte(token)); err != nil {
@@ -129,7 +132,7 @@ func (f *Flow) Exchange() Result {
 		f.By, f.Seen = b.Name, b.Client
 	}
 	f.pending = nil
-	return Result{Outcome: Reached, By: f.By, Seen: f.Seen, Connected: f.probe.Proto == TCP, Latency: time.Since(sent)}
+	return Result{Outcome: Reached, By: f.By, Seen: f.Seen, Connected: f.proto == TCP, Latency: time.Since(sent)}
 }
 
 // Local is the flow's own address.

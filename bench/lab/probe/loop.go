@@ -287,7 +287,9 @@ func (l *loop) finish(fd int, a *attempt, outcome Outcome, err error) {
 	r := &l.results[a.index]
 	r.Outcome, r.Err = outcome, err
 	delete(l.open, fd)
-	_ = unix.Close(fd) // leaves the epoll set with it
+	// Closing alone would leave the socket in the set for as long as a process that is just being forked holds it.
+	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	_ = unix.Close(fd)
 }
 
 // expire ends the attempts whose time is over.

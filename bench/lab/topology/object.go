@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -145,9 +146,19 @@ func typed(u *unstructured.Unstructured) (Object, error) {
 	return o, nil
 }
 
-// Load parses all .yaml, .yml and .json files below root, in the order of their paths.
+// Load parses all .yaml, .yml and .json files below root, in the order of their paths. Names that begin with a dot are
+// skipped.
 func Load(fsys fs.FS, root string) ([]Object, error) {
 	var objects []Object
+	err := walk(fsys, root, func(_ string, found []Object) error {
+		objects = append(objects, found...)
+		return nil
+	})
+	return objects, err
+}
+
+// walk parses file by file.
+func walk(fsys fs.FS, root string, each func(name string, found []Object) error) error {
 	err := fs.WalkDir(fsys, root, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -159,24 +170,21 @@ func Load(fsys fs.FS, root string) ([]Object, error) {
 			}
 			return nil
 		}
-		switch path.Ext(name) {
-		case ".yaml", ".yml", ".json":
-		default:
-			return nil
-		}
-		if hidden {
+		if hidden || !slices.Contains([]string{".yaml", ".yml", ".json"}, path.Ext(name)) {
 			return nil
 		}
 		content, err := fs.ReadFile(fsys, name)
 		if err != nil {
 			return err
 		}
-		more, err := Parse(name, content)
-		objects = append(objects, more...)
-		return err
+		found, err := Parse(name, content)
+		if err != nil {
+			return err
+		}
+		return each(name, found)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load manifests: %w", err)
+		return fmt.Errorf("load manifests: %w", err)
 	}
-	return objects, nil
+	return nil
 }
