@@ -333,8 +333,9 @@ func TestTransactionPrints(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := &Ruleset{cfg: cfg, layout: newLayout(cfg, Features{NativeQueue: true})}
-			tx, err := r.install(&kernelTable{}, r.elements(isolated(true, false)))
-			if err != nil {
+			tx := &tx{l: r.layout}
+			tx.addTable()
+			if err := r.install(tx, &kernelTable{}, r.elements(isolated(true, false))); err != nil {
 				t.Fatal(err)
 			}
 			golden := "testdata/install-" + how.String() + ".txt"

@@ -44,6 +44,7 @@ func (r *Ruleset) Repair(s State) error {
 		case owner == r.cfg.Owner && owner != 0:
 			// Fails if another agent takes over between the reading and the transaction.
 			t.deleteElements(r.layout.set(setOwner), ownerElement(owner))
+			t.flushSet(r.layout.set(setOwner))
 		case owner != 0:
 			return ErrSuperseded
 		}
