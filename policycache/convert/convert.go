@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	extensionsv1beta1 "k8s.io/api/extensions/v1beta1"
@@ -73,7 +74,7 @@ func Write(w io.Writer, documents []Document) error {
 		}
 		for _, line := range d.Comments {
 			b.WriteString("# ")
-			b.WriteString(line)
+			b.WriteString(strings.Map(oneLine, line))
 			b.WriteByte('\n')
 		}
 		if d.Object == nil {
@@ -89,6 +90,14 @@ func Write(w io.Writer, documents []Document) error {
 		return fmt.Errorf("writing YAML: %w", err)
 	}
 	return nil
+}
+
+// oneLine keeps text that comes from the input, names of fields for instance, from ending the comment that it stands in.
+func oneLine(r rune) rune {
+	if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+		return ' '
+	}
+	return r
 }
 
 // converter holds what is known of the input.
