@@ -18,6 +18,7 @@ import (
 
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/engine"
+	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/health"
 	"github.com/firstpacket/firstpacket/proxy/mark"
@@ -153,7 +154,7 @@ func (a *agent) build() error {
 		evaluator: engine.NewEvaluator(pairCache), flows: ring(threads), clock: clock, wake: make(chan struct{}, 1),
 	}
 	a.controller = &controller{
-		log: a.cfg.Log, marks: a.marks, state: newClusterState(a.cfg.NodeName), publisher: a.publisher,
+		log: a.cfg.Log, marks: a.marks, state: state.New(a.cfg.NodeName), publisher: a.publisher,
 		rules: a.rules, learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
 		wake: a.wakeQueues,
 	}

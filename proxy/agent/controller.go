@@ -14,6 +14,7 @@ import (
 
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/engine"
+	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
@@ -23,7 +24,7 @@ import (
 type controller struct {
 	log       zerolog.Logger
 	marks     mark.Layout
-	state     *clusterState
+	state     *state.State
 	publisher *publisher
 	rules     *ruleset.Ruleset
 	learned   *learned
@@ -68,9 +69,9 @@ const (
 
 // install brings the first state into force: the table is made, or an earlier agent's is adopted.
 func (c *controller) install(ctx context.Context, b source.Batch) error {
-	snapshot, delta := c.state.apply(b)
-	if _, ok := c.state.index.Node(c.state.node); !ok {
-		return c.state.unknownNode()
+	snapshot, delta := c.state.Apply(b.Changes)
+	if err := c.state.CheckNode(); err != nil {
+		return fmt.Errorf("check --node-name: %w", err)
 	}
 	c.subjects = map[netip.Addr]ruleset.Subject{}
 	if delta != nil {
@@ -93,12 +94,12 @@ func (c *controller) install(ctx context.Context, b source.Batch) error {
 		c.generation = uint32(c.marks.Generations())
 	}
 	c.publisher.current.Store(&view{snapshot, c.generation})
-	state := ruleset.State{
+	want := ruleset.State{
 		Generation: c.generation,
-		PodCIDRs:   c.state.podCIDRs(),
+		PodCIDRs:   c.state.PodCIDRs(),
 		Subjects:   slices.Collect(maps.Values(c.subjects)),
 	}
-	if err := c.rules.Install(state); err != nil {
+	if err := c.rules.Install(want); err != nil {
 		return err
 	}
 	stale := c.learned.forget(everything{}, c.allowedIn(snapshot))
@@ -131,7 +132,7 @@ func (c *controller) run(ctx context.Context, q *source.Queue) error {
 
 // step brings one batch into force. When it returns, every new flow is judged by it.
 func (c *controller) step(ctx context.Context, b source.Batch) error {
-	snapshot, delta := c.state.apply(b)
+	snapshot, delta := c.state.Apply(b.Changes)
 	if delta == nil {
 		c.publishSame(snapshot)
 		c.record(b, snapshot, nil)
@@ -156,7 +157,7 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 		Forget:       c.learned.forget(affected, c.allowedIn(snapshot)),
 		FlushDenied:  true,
 		FlushAllowed: flush,
-		PodCIDRs:     c.state.podCIDRs(),
+		PodCIDRs:     c.state.PodCIDRs(),
 		SetPodCIDRs:  delta.Ranges,
 	}
 	for _, s := range delta.Subjects {
@@ -215,15 +216,15 @@ func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
 	if err != nil {
 		return
 	}
-	problems := make(map[string][]string, len(c.state.problems))
-	for ref, list := range c.state.problems {
+	problems := make(map[string][]string, len(c.state.Problems()))
+	for ref, list := range c.state.Problems() {
 		for _, p := range list {
 			problems[ref.String()] = append(problems[ref.String()], p.String())
 		}
 	}
 	c.applied = applied{
 		Versions: b.Versions, Snapshot: s, Generation: c.generation, At: time.Now(),
-		Policies: c.state.model.Policies(), Problems: problems,
+		Policies: len(c.state.Policies()), Problems: problems,
 	}
 }
 

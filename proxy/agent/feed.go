@@ -10,6 +10,7 @@ import (
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/classify/source/kube"
 	"github.com/firstpacket/firstpacket/classify/source/manifests"
+	"github.com/firstpacket/firstpacket/policycache/state"
 )
 
 // feed is where the cluster's objects come from.
@@ -19,6 +20,7 @@ type feed struct {
 	name string
 	// directory is set when the objects come from manifests.
 	directory *manifests.Source
+	kinds     []source.Kind
 	close     func()
 }
 
@@ -52,7 +54,7 @@ func (a *agent) follow(ctx context.Context) (*source.Queue, error) {
 		a.cfg.Log.Warn().Err(err).Str("kind", kind).Msg("the last good state stays in force")
 	}})
 	a.changes.Store(q)
-	for _, k := range kinds() {
+	for _, k := range f.kinds {
 		if err := q.Add(f, k); err != nil {
 			a.unfollow()
 			return nil, err
@@ -81,12 +83,12 @@ func (a *agent) openSource(ctx context.Context) (*feed, error) {
 	if err := s.WaitReachable(ctx, a.cfg.StartTimeout); err != nil {
 		return nil, fmt.Errorf("check the address and credentials of the API server: %w", err)
 	}
-	return &feed{Source: s, name: "the API server " + s.Host(), close: func() {}}, nil
+	return &feed{Source: s, name: "the API server " + s.Host(), kinds: state.Kinds(), close: func() {}}, nil
 }
 
 func (a *agent) openDirectory() (*feed, error) {
 	log := a.cfg.Log
-	s, err := manifests.Open(a.cfg.Manifests, manifests.Options{OnLoad: func(st manifests.State) {
+	s, err := manifests.Open(a.cfg.Manifests, manifests.Options{Kinds: state.ManifestKinds(), OnLoad: func(st manifests.State) {
 		for _, p := range st.Problems {
 			log.Error().Err(p).Msg("manifest not taken over; the last good state of its file stays in force")
 		}
@@ -98,7 +100,7 @@ func (a *agent) openDirectory() (*feed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check the directory given with --manifests: %w", err)
 	}
-	return &feed{Source: s, name: "the directory " + a.cfg.Manifests, directory: s, close: func() {
+	return &feed{Source: s, name: "the directory " + a.cfg.Manifests, directory: s, kinds: state.DirectoryKinds(), close: func() {
 		if err := s.Close(); err != nil {
 			log.Warn().Err(err).Msg("closing the directory")
 		}
