@@ -92,7 +92,7 @@ func Write(w io.Writer, documents []Document) error {
 	return nil
 }
 
-// oneLine keeps text that comes from the input, names of fields for instance, from ending the comment that it stands in.
+// oneLine keeps text that comes from the input, names of fields for instance, from ending the comment that it is in.
 func oneLine(r rune) rune {
 	if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
 		return ' '
