@@ -151,6 +151,8 @@ type MatrixOptions struct {
 	Wait, PatientWait time.Duration
 	// Self includes what places have to themselves.
 	Self bool
+	// OnlyAllowed leaves out what policy denies: those cells are void.
+	OnlyAllowed bool
 }
 
 // Matrix probes every pair at every served port of the destination, on both families, next to what the policies in the
@@ -189,6 +191,10 @@ func (l *Lab) Matrix(ctx context.Context, opts MatrixOptions) (tables [2]*matrix
 					source, _ := from.Addr(i == 1)
 					allowed := policy.Allows(source, p.To, uint8(p.Proto))
 					cell.Expected = matrix.Of(allowed)
+					if opts.OnlyAllowed && !allowed {
+						cell.Void = true
+						continue
+					}
 					if p.Wait = opts.Wait; allowed {
 						p.Wait = opts.PatientWait
 					}

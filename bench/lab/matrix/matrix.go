@@ -58,13 +58,35 @@ type Table struct {
 	Title   string
 	Rows    []string
 	Columns []Column
-	// Cells are in the order of Rows, then Columns.
-	Cells [][]Cell
+	Cells   Cells
+}
+
+// Cells are in the order of rows, then columns.
+type Cells [][]Cell
+
+// Asked is the number of cells that are not void.
+func (c Cells) Asked() int { return c.count(func(c Cell) bool { return !c.Void }) }
+
+// Count is the number of cells with that observation.
+func (c Cells) Count(observed Answer) int {
+	return c.count(func(c Cell) bool { return !c.Void && c.Observed == observed })
+}
+
+func (c Cells) count(match func(Cell) bool) int {
+	n := 0
+	for _, row := range c {
+		for _, cell := range row {
+			if match(cell) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // New makes a table of unknown cells.
 func New(title string, rows []string, columns []Column) *Table {
-	t := &Table{Title: title, Rows: rows, Columns: columns, Cells: make([][]Cell, len(rows))}
+	t := &Table{Title: title, Rows: rows, Columns: columns, Cells: make(Cells, len(rows))}
 	for i := range t.Cells {
 		t.Cells[i] = make([]Cell, len(columns))
 	}

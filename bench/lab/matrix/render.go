@@ -14,7 +14,7 @@ import (
 type Style struct {
 	// Color marks cells with terminal colours besides the letters, which say everything without.
 	Color bool
-	// Width is how many columns of text fit on a line; 0 is 100. Where both sides do not fit beside each other the second
+	// Width is how many columns of text fit on a line; 0 is any number. Where both sides do not fit beside each other the second
 	// goes below the first.
 	Width int
 }
@@ -38,7 +38,7 @@ const (
 )
 
 func (s Style) paint(escape, text string) string {
-	if !s.Color {
+	if !s.Color || text == "" {
 		return text
 	}
 	return escape + text + plain
@@ -47,9 +47,6 @@ func (s Style) paint(escape, text string) string {
 // Render draws the table: observed on the left, policy on the right. A cell that differs is marked on the left by an
 // exclamation mark.
 func (t *Table) Render(w io.Writer, s Style) error {
-	if s.Width == 0 {
-		s.Width = 100
-	}
 	observed := t.side(s, "observed", func(c Cell) (string, string) {
 		if c.Differs() {
 			return "!" + c.Observed.String(), bold + red
@@ -63,7 +60,7 @@ func (t *Table) Render(w io.Writer, s Style) error {
 	if t.Title != "" {
 		fmt.Fprintf(&b, "%s\n", s.paint(bold, t.Title))
 	}
-	if width(rows)+width(observed)+width(expected)+4 <= s.Width {
+	if s.Width == 0 || width(rows)+width(observed)+width(expected)+4 <= s.Width {
 		for i := range rows {
 			b.WriteString(strings.TrimRight(rows[i].text+observed[i].text+"  | "+expected[i].text, " ") + "\n")
 		}
