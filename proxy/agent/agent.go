@@ -11,10 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/engine"
@@ -32,7 +35,7 @@ type agent struct {
 	cfg   Config
 	marks mark.Layout
 
-	rules      *ruleset.Ruleset
+	rules      *ruleset.Ruleset // for reading only
 	publisher  *publisher
 	learned    *learned
 	judges     []*judge
@@ -42,7 +45,6 @@ type agent struct {
 	source     *feed                        // set before changes
 	changes    atomic.Pointer[source.Queue] // nil until the source is open
 	flowLog    *flowlog.Log
-	health     *health.Server
 }
 
 // Run enforces until the context ends; then it returns nil and leaves its rules in the kernel. Any other return is an
@@ -66,18 +68,57 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := a.build(); err != nil {
 		return err
 	}
-	if a.health, err = health.Listen(ctx, a.endpoints()); err != nil {
-		return err
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return a.health.Serve(ctx) })
-	group.Go(func() error { return a.enforce(ctx) })
-	if err := group.Wait(); err != nil {
+	group.Go(func() error { return a.serve(ctx) })
+	group.Go(func() error {
+		defer cancel()
+		return a.enforce(ctx)
+	})
+	err = group.Wait()
+	if errors.Is(err, ruleset.ErrSuperseded) {
+		cfg.Log.Info().Msg("stopped: another agent has taken over this node")
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	cfg.Log.Info().Msg("stopped; the rules stay in force: admitted flows go on, new ones to isolated pods wait")
 	return nil
 }
+
+// serve serves health, status and metrics. While two agents overlap the address is the old one's until it ends.
+func (a *agent) serve(ctx context.Context) error {
+	endpoints := a.endpoints()
+	var enforcing time.Time
+	for {
+		s, err := health.Listen(ctx, endpoints)
+		if err == nil {
+			return s.Serve(ctx)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if enforcing.IsZero() && a.ready() == nil {
+			enforcing = time.Now()
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || !enforcing.IsZero() && time.Since(enforcing) > addressPatience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(addressPause):
+		}
+	}
+}
+
+const (
+	// addressPatience is how long after taking over an agent waits for the old one to leave the HTTP address.
+	addressPatience = 2 * drainPatience
+	addressPause    = 20 * time.Millisecond
+)
 
 func (a *agent) openFlowLog() (io.Closer, error) {
 	if a.cfg.FlowLog == "" {
@@ -106,10 +147,7 @@ func (a *agent) closeFlowLog() {
 // openKernel checks that the kernel can do what is needed, and that nobody else uses our mark bits.
 func (a *agent) openKernel() error {
 	var err error
-	a.rules, err = ruleset.Open(ruleset.Config{
-		Mask: a.marks, QueueFirst: a.cfg.QueueNumber, QueueCount: uint16(a.cfg.queues()),
-		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.FailOpen,
-	})
+	a.rules, err = ruleset.Open(ruleset.Config{Mask: a.marks})
 	if err != nil {
 		return err
 	}
@@ -150,12 +188,12 @@ func (a *agent) build() error {
 		})
 	}
 	a.settler = &settler{
-		log: a.cfg.Log, marks: a.marks, rules: a.rules, learned: a.learned,
+		log: a.cfg.Log, marks: a.marks, learned: a.learned, publisher: a.publisher,
 		evaluator: engine.NewEvaluator(pairCache), flows: ring(threads), clock: clock, wake: make(chan struct{}, 1),
 	}
 	a.controller = &controller{
 		log: a.cfg.Log, marks: a.marks, state: state.New(a.cfg.NodeName), publisher: a.publisher,
-		rules: a.rules, learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
+		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
 		wake: a.wakeQueues,
 	}
 	return nil
@@ -179,21 +217,58 @@ func (a *agent) enforce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.openQueues(); err != nil {
+	bank, err := a.openQueues()
+	if err != nil {
+		return err
+	}
+	if err := a.own(bank); err != nil {
 		return err
 	}
 	if err := a.controller.install(ctx, first); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	for _, q := range *a.queues.Load() {
-		group.Go(func() error { return q.Run(ctx) })
-	}
-	group.Go(func() error { return a.settler.run(ctx) })
-	group.Go(func() error { return a.controller.run(ctx, changes) })
 	s := a.controller.status()
 	a.cfg.Log.Info().Uint32("generation", s.Generation).Int("policies", s.Policies).
-		Int("pods", len(a.controller.subjects)).Msg("enforcing")
+		Int("pods", len(a.controller.subjects)).Uint16("queue", a.firstQueue(bank)).Msg("enforcing")
+	// The queues go on for a while when all else ends because another agent has taken over.
+	serve, stop := context.WithCancel(ctx)
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	for _, q := range *a.queues.Load() {
+		group.Go(func() error { return q.Run(serve) })
+	}
+	group.Go(func() error {
+		defer stop()
+		err := a.follower(ctx, changes)
+		if errors.Is(err, ruleset.ErrSuperseded) {
+			a.handOver(ctx)
+		}
+		return err
+	})
+	return group.Wait()
+}
+
+// own opens the ruleset as the table's next owner, with the queues of the bank.
+func (a *agent) own(bank int) error {
+	owner := rand.Uint32N(math.MaxUint32) + 1
+	rules, err := ruleset.Open(ruleset.Config{
+		Mask: a.marks, QueueFirst: a.firstQueue(bank), QueueCount: uint16(a.cfg.queues()),
+		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.FailOpen, Owner: owner,
+	})
+	if err != nil {
+		return err
+	}
+	a.settler.rules = rules
+	a.controller.rules, a.controller.owner, a.controller.bank = rules, owner, bank
+	return nil
+}
+
+// follower follows changes, of the cluster and of the table.
+func (a *agent) follower(ctx context.Context, changes *source.Queue) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.settler.run(ctx) })
+	group.Go(func() error { return a.controller.run(ctx, changes) })
+	group.Go(func() error { return a.guard(ctx) })
 	return group.Wait()
 }
 
@@ -209,38 +284,4 @@ func (a *agent) firstBatch(ctx context.Context, changes *source.Queue) (source.B
 			"that the agent may list and watch: %w", a.source.name, a.cfg.StartTimeout, err)
 	}
 	return changes.Next(start)
-}
-
-// openQueues takes the queue numbers. From here on the kernel queues what earlier rules divert.
-func (a *agent) openQueues() error {
-	var queues []*queue.Queue
-	for i, j := range a.judges {
-		number := a.cfg.QueueNumber + uint16(i)
-		q, err := queue.Open(queue.Config{
-			Number: number, Handler: j, FailOpen: a.cfg.FailOpen, HoldTime: a.cfg.HoldTime, Spin: a.cfg.Spins,
-		})
-		if err != nil {
-			for _, open := range queues {
-				open.Close()
-			}
-			return queueError(number, err)
-		}
-		queues = append(queues, q)
-	}
-	a.queues.Store(&queues)
-	return nil
-}
-
-// queueError adds what to do to a failure to open a queue.
-func queueError(number uint16, err error) error {
-	switch {
-	case errors.Is(err, queue.ErrTaken):
-		return fmt.Errorf("queue %d is served by another process; stop the other agent on this node, or choose other "+
-			"queues with --queue-number: %w", number, err)
-	case errors.Is(err, queue.ErrPermission):
-		return fmt.Errorf("run as root or with CAP_NET_ADMIN: %w", err)
-	case errors.Is(err, queue.ErrUnsupported):
-		return fmt.Errorf("enable CONFIG_NETFILTER_NETLINK_QUEUE or load module nfnetlink_queue: %w", err)
-	}
-	return err
 }

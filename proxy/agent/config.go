@@ -37,7 +37,7 @@ type Config struct {
 	FailOpen bool
 	// Queues is the number of NFQUEUEs, and threads; 0 takes one per processor, at most four.
 	Queues int
-	// QueueNumber is the first NFQUEUE number.
+	// QueueNumber is the first NFQUEUE number. Agents on one node must have the same: see bank.go.
 	QueueNumber uint16
 	// MarkMask are the bits of packet and conntrack marks that belong to firstpacket.
 	MarkMask uint32
@@ -72,10 +72,10 @@ func (c *Config) validate() (mark.Layout, error) {
 		return layout, errors.New("no node name: give --node-name, in a DaemonSet from the downward API's spec.nodeName")
 	case c.Manifests != "" && c.Kubeconfig != "":
 		return layout, errors.New("--manifests and --kubeconfig exclude each other: choose one source of the cluster")
-	case c.Queues < 0 || c.Queues > 64:
-		return layout, fmt.Errorf("--queues %d is out of range: use 1 to 64, or 0 for one per processor", c.Queues)
-	case int(c.QueueNumber)+c.queues() > 1<<16:
-		return layout, fmt.Errorf("--queue-number %d with %d queues ends beyond 65535: choose a smaller number", c.QueueNumber, c.queues())
+	case c.Queues < 0 || c.Queues > bankStride:
+		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor", c.Queues, bankStride)
+	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:
+		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d", c.QueueNumber, 1<<16-bankStride-c.queues())
 	case c.HoldTime <= 0 || c.HoldTime > time.Minute:
 		return layout, fmt.Errorf("--hold-time %s is out of range: use up to 1m", c.HoldTime)
 	}

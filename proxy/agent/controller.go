@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -20,7 +21,7 @@ import (
 )
 
 // controller carries changes of the cluster to the packet path: it makes the snapshot, publishes it to the queue
-// threads and brings the kernel's table in line. One goroutine runs it.
+// threads and brings the kernel's table in line.
 type controller struct {
 	log       zerolog.Logger
 	marks     mark.Layout
@@ -31,9 +32,15 @@ type controller struct {
 	settler   *settler
 	wake      func() // the queue's: held packets are judged again
 
-	evaluator  *engine.Evaluator
+	owner     uint32
+	bank      int // of generations; see nextGeneration
+	evaluator *engine.Evaluator
+
+	// turn belongs to who changes the table, with the fields below it.
+	turn       sync.Mutex
 	generation uint32
 	subjects   map[netip.Addr]ruleset.Subject
+	repairs    atomic.Uint64
 
 	mu      sync.Mutex
 	applied applied
@@ -79,36 +86,30 @@ func (c *controller) install(ctx context.Context, b source.Batch) error {
 			c.subjects[s.Addr] = kernelSubject(s)
 		}
 	}
-	// Tuples that the last agent admitted are judged again before this one vouches for them.
-	held, err := c.rules.Allowed()
-	if err != nil && !errors.Is(err, ruleset.ErrNotInstalled) {
-		return err
-	}
-	c.learned.replace(held)
 	last, err := c.rules.Generation()
 	if err != nil && !errors.Is(err, ruleset.ErrNotInstalled) {
 		return err
 	}
-	c.generation = last + 1
-	if c.generation == 0 {
-		c.generation = uint32(c.marks.Generations())
-	}
+	c.generation = nextGeneration(last, c.bank, c.marks.Generations())
 	c.publisher.current.Store(&view{snapshot, c.generation})
-	want := ruleset.State{
-		Generation: c.generation,
-		PodCIDRs:   c.state.PodCIDRs(),
-		Subjects:   slices.Collect(maps.Values(c.subjects)),
-	}
-	if err := c.rules.Install(want); err != nil {
+	if err := c.rules.Install(c.want()); err != nil {
 		return err
 	}
-	stale := c.learned.forget(everything{}, c.allowedIn(snapshot))
-	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Forget: stale, FlushDenied: true}); err != nil {
+	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, FlushDenied: true}); err != nil {
 		return err
 	}
+	c.publisher.committed.Store(c.generation)
 	c.record(b, snapshot, nil)
-	c.settler.settle(snapshot, c.generation, everything{})
+	// What an earlier agent admitted, tuples and flows, is judged again.
+	c.settler.settle(settlement{snapshot: snapshot, generation: c.generation, all: true, adopt: true})
 	return nil
+}
+
+// want is the table as it should be.
+func (c *controller) want() ruleset.State {
+	return ruleset.State{
+		Generation: c.generation, PodCIDRs: c.state.PodCIDRs(), Subjects: slices.Collect(maps.Values(c.subjects)),
+	}
 }
 
 // run applies batches until the context ends or the source fails.
@@ -132,16 +133,15 @@ func (c *controller) run(ctx context.Context, q *source.Queue) error {
 
 // step brings one batch into force. When it returns, every new flow is judged by it.
 func (c *controller) step(ctx context.Context, b source.Batch) error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	snapshot, delta := c.state.Apply(b.Changes)
 	if delta == nil {
 		c.publishSame(snapshot)
 		c.record(b, snapshot, nil)
 		return nil
 	}
-	generation := c.generation + 1
-	if generation == 0 { // 0 means idle to the publisher
-		generation = uint32(c.marks.Generations())
-	}
+	generation := nextGeneration(c.generation, c.bank, c.marks.Generations())
 	if err := c.publisher.waitReusable(ctx, generation, c.marks.Generations()); err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 	// A new range makes judged what was not, and tuples that only the kernel knows cannot be looked at.
 	flush := delta.Ranges || c.learned.overflowed()
 	if flush {
-		c.learned.replace(nil)
+		c.learned.purge()
 	}
 	update := ruleset.Update{
 		Generation:   generation,
@@ -169,15 +169,19 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 		c.subjects[s.Addr] = kernelSubject(s)
 		update.Subjects = append(update.Subjects, c.subjects[s.Addr])
 	}
-	// First the snapshot, then the transaction: a thread that already judges by the new snapshot has its packets come
-	// round again until the kernel knows the generation. The other order would admit by an old snapshot.
+	// First the snapshot, then the transaction: a thread that already sees the new snapshot holds its packets until the
+	// kernel knows the generation. The other order would admit by an old snapshot.
 	c.publisher.current.Store(&view{snapshot, generation})
 	if err := c.commit(ctx, update, b, snapshot); err != nil {
 		return err
 	}
+	c.publisher.committed.Store(generation)
 	c.wake()
 	c.record(b, snapshot, nil)
-	c.settler.settle(snapshot, c.generation, affected)
+	// Packets that had passed the verdict map when the transaction came may still add tuples that it removed.
+	c.settler.settle(settlement{
+		snapshot: snapshot, generation: generation, affected: affected, again: update.Forget, flush: flush,
+	})
 	c.log.Debug().Uint32("generation", generation).Int("affected", len(delta.Affected)).
 		Int("forgotten", len(update.Forget)).Int("subjects", len(delta.Subjects)).Msg("applied")
 	return nil
@@ -195,8 +199,14 @@ func (c *controller) publishSame(s *engine.Snapshot) {
 func (c *controller) commit(ctx context.Context, u ruleset.Update, b source.Batch, s *engine.Snapshot) error {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		err := c.rules.Apply(u)
-		if err == nil {
-			return nil
+		if errors.Is(err, ruleset.ErrNotInstalled) {
+			err = c.repair(err.Error())
+			if err == nil {
+				err = c.rules.Apply(u)
+			}
+		}
+		if err == nil || errors.Is(err, ruleset.ErrSuperseded) {
+			return err
 		}
 		c.record(b, s, fmt.Errorf("nftables transaction of generation %d: %w", u.Generation, err))
 		c.log.Error().Err(err).Dur("retry", pause).Msg("the kernel refused an update; new flows wait until it is in force")

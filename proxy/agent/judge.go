@@ -34,14 +34,19 @@ type judge struct {
 	clock     *clock
 
 	// view is the one in use between Begin and End.
-	view     *view
+	view *view
+	// early: the kernel does not enforce the view yet.
+	early    bool
 	flow     packet.Flow
 	received [maxBatch]int64
 	batch    int
 }
 
 // Begin takes the snapshot that the batch is judged with.
-func (j *judge) Begin() { j.view = j.user.acquire(j.publisher) }
+func (j *judge) Begin() {
+	j.view = j.user.acquire(j.publisher)
+	j.early = j.publisher.committed.Load() != j.view.generation
+}
 
 // End notes the latency of the batch, whose verdicts the kernel has acted on, and lets go of the snapshot.
 func (j *judge) End() {
@@ -58,6 +63,12 @@ func (j *judge) End() {
 // Handle gives the verdict on one packet. Allowed and denied packets go back to the head of the chain with a mark: the
 // kernel acts on it if the generation is still the current one, and asks again otherwise.
 func (j *judge) Handle(p *queue.Packet) queue.Verdict {
+	if j.publisher.passing.Load() {
+		return queue.Verdict{Kind: queue.Repeat, Mark: j.marks.With(p.Mark, 0)}
+	}
+	if j.early && !p.Expired {
+		return queue.Verdict{Kind: queue.Hold} // until the controller, having committed, wakes the queue
+	}
 	j.flow.Decode(p.Payload)
 	v := j.evaluator.Judge(j.view.snapshot, &j.flow, hookOf(p.Hook), p.Expired)
 	if v.Action == engine.Hold {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -78,8 +79,31 @@ func (l *learned) replace(held []ruleset.Tuple) {
 	}
 }
 
+// adopt adds what the kernel was seen to hold.
+func (l *learned) adopt(held []ruleset.Tuple) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range held {
+		if !l.tuples.Contains(t) {
+			l.tuples.Add(t, struct{}{})
+		}
+	}
+}
+
+// knows tells whether all of these tuples are here.
+func (l *learned) knows(held []ruleset.Tuple) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drain()
+	return !slices.ContainsFunc(held, func(t ruleset.Tuple) bool { return !l.tuples.Contains(t) })
+}
+
+// purge forgets everything: the kernel's sets are about to be emptied.
+func (l *learned) purge() { l.replace(nil) }
+
 // forget removes and returns every tuple with an affected address that is no longer allowed, and the surplus.
-// The caller removes them from the kernel; removing one that is not there is no error.
+// The caller removes them from the kernel, after the publisher's quiesce: a thread puts a tuple on its ring a moment
+// before the kernel learns it. Removing one that is not there is no error.
 func (l *learned) forget(affected affectedSet, allowed func(ruleset.Tuple) bool) []ruleset.Tuple {
 	l.mu.Lock()
 	defer l.mu.Unlock()

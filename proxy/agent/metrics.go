@@ -22,6 +22,10 @@ func (a *agent) register(r *prometheus.Registry) {
 	}
 	r.MustRegister(
 		metrics.NewCollector(s),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "firstpacket_repairs_total",
+			Help: "Times somebody else had changed the table and it was written anew.",
+		}, func() float64 { return float64(a.controller.repairs.Load()) }),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)

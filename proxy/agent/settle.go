@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -24,6 +26,7 @@ type settler struct {
 	marks     mark.Layout
 	rules     *ruleset.Ruleset
 	learned   *learned
+	publisher *publisher
 	evaluator *engine.Evaluator
 	flows     *flowlog.Ring // nil without a flow log
 	clock     *clock
@@ -38,12 +41,31 @@ type settler struct {
 type settlement struct {
 	snapshot   *engine.Snapshot
 	generation uint32
-	affected   addresses
-	all        bool
-	since      time.Time
+	// affected are the addresses to look at; all stands for every one.
+	affected addresses
+	all      bool
+	// again are tuples that were removed from the kernel's cache, and may have been added once more since. flush says the
+	// same of the whole cache.
+	again []ruleset.Tuple
+	flush bool
+	// adopt: the cache may hold tuples that this agent did not see admitted.
+	adopt bool
+	since time.Time
 }
 
 func (s *settlement) contains(a netip.Addr) bool { return s.all || s.affected.contains(a) }
+
+// merge adds what a later change asks for.
+func (s *settlement) merge(next settlement) {
+	s.snapshot, s.generation = next.snapshot, next.generation
+	s.all = s.all || next.all
+	if s.affected == nil {
+		s.affected = addresses{}
+	}
+	maps.Copy(s.affected, next.affected)
+	s.again = append(s.again, next.again...)
+	s.flush, s.adopt = s.flush || next.flush, s.adopt || next.adopt
+}
 
 // settledState is what has been done.
 type settledState struct {
@@ -62,21 +84,17 @@ func (s *settler) status() settledState {
 }
 
 // settle asks for a pass over everything affected. It does not wait.
-func (s *settler) settle(snapshot *engine.Snapshot, generation uint32, affected affectedSet) {
+func (s *settler) settle(next settlement) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.pending == nil {
-		s.pending = &settlement{affected: addresses{}, since: time.Now()}
+		s.pending = &settlement{since: time.Now()}
 	}
-	s.pending.snapshot, s.pending.generation = snapshot, generation
-	switch a := affected.(type) {
-	case addresses:
-		for addr := range a {
-			s.pending.affected[addr] = struct{}{}
-		}
-	default:
-		s.pending.all = true
-	}
+	s.pending.merge(next)
+	s.mu.Unlock()
+	s.rouse()
+}
+
+func (s *settler) rouse() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -96,33 +114,52 @@ func (s *settler) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			s.clock.sync()
-			s.evict()
+			if err := s.evict(ctx); err != nil {
+				return err
+			}
 		case <-s.wake:
-			s.pass(ctx)
+			if err := s.pass(ctx); err != nil {
+				return err
+			}
 		}
 	}
 }
 
 // evict keeps the kernel's sets from filling up.
-func (s *settler) evict() {
+func (s *settler) evict(ctx context.Context) error {
 	s.learned.collect()
 	if s.learned.surplusLen() == 0 {
-		return
+		return nil
 	}
-	if err := s.rules.Forget(s.learned.forget(addresses{}, nil)); err != nil {
-		s.log.Warn().Err(err).Msg("cannot remove tuples from the kernel's cache")
+	gone := s.learned.forget(addresses{}, nil)
+	if s.publisher.quiesce(ctx) != nil {
+		return nil
 	}
+	err := s.rules.Forget(gone)
+	if err == nil || errors.Is(err, ruleset.ErrSuperseded) {
+		return err
+	}
+	s.log.Warn().Err(err).Msg("cannot remove tuples from the kernel's cache; trying again")
+	s.settle(settlement{snapshot: s.publisher.current.Load().snapshot, generation: s.status().Generation, again: gone})
+	return nil
 }
 
-func (s *settler) pass(ctx context.Context) {
+// pass does what there is to do. Its error is ErrSuperseded or nil.
+func (s *settler) pass(ctx context.Context) error {
 	s.mu.Lock()
 	work := s.pending
 	s.pending = nil
 	s.mu.Unlock()
 	if work == nil {
-		return
+		return nil
 	}
-	revoked, restored, err := s.work(work)
+	revoked, restored, err := s.work(ctx, work)
+	if errors.Is(err, ruleset.ErrSuperseded) {
+		return err
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settled.Revoked += revoked
@@ -131,38 +168,59 @@ func (s *settler) pass(ctx context.Context) {
 	if err == nil {
 		s.settled.Generation = work.generation
 		s.settled.Took = time.Since(work.since)
-		return
+		return nil
 	}
 	// What was not done is to be done: put it back, together with what came in meanwhile.
 	s.log.Error().Err(err).Msg("cannot revoke flows that are no longer allowed; trying again")
-	if next := s.pending; next != nil {
-		work.snapshot, work.generation = next.snapshot, next.generation
-		work.all = work.all || next.all
-		for a := range next.affected {
-			work.affected[a] = struct{}{}
-		}
+	if s.pending != nil {
+		work.merge(*s.pending)
 	}
 	s.pending = work
-	time.AfterFunc(lastRetry, func() {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
-	})
+	time.AfterFunc(lastRetry, s.rouse)
+	return nil
 }
 
-// work does one pass. Packets that had passed rule 3 when the transaction came may have been admitted after it, on
-// another processor; the barrier waits for them, so that what is looked at afterwards is all there is.
-func (s *settler) work(w *settlement) (revoked, restored uint64, err error) {
-	ruleset.Barrier()
-	gone := s.learned.forget(w, func(t ruleset.Tuple) bool { return tupleAllowed(s.evaluator, w.snapshot, t) })
-	if err := s.rules.Forget(gone); err != nil {
+// work does one pass, in an order that leaves no gap between what is being admitted and what is looked at.
+func (s *settler) work(ctx context.Context, w *settlement) (revoked, restored uint64, err error) {
+	if err := s.forget(ctx, w); err != nil {
 		return 0, 0, err
 	}
+	// A packet that found its tuple in the cache a moment ago may be about to mark its flow, on another processor. After
+	// the barrier all flows that the old state admitted are in the conntrack table.
+	ruleset.Barrier()
 	return s.revoke(w)
 }
 
-// revoke marks the established flows that are no longer allowed, and unmarks those that are again.
+// forget removes the tuples that are no longer allowed from the kernel's cache. A thread puts a tuple on its ring
+// before the kernel learns it, so a tuple is removed from learned first, then from the kernel, and in between the
+// verdicts on their way are waited for.
+func (s *settler) forget(ctx context.Context, w *settlement) error {
+	if w.adopt {
+		ruleset.Barrier()
+		held, err := s.rules.Allowed()
+		if err != nil {
+			return err
+		}
+		s.learned.adopt(held)
+	}
+	w.again = append(w.again, s.learned.forget(w, func(t ruleset.Tuple) bool {
+		return tupleAllowed(s.evaluator, w.snapshot, t)
+	})...)
+	if err := s.publisher.quiesce(ctx); err != nil {
+		return err
+	}
+	if !w.flush && !s.learned.overflowed() {
+		return s.rules.Forget(w.again)
+	}
+	w.flush = true
+	s.learned.purge()
+	if err := s.publisher.quiesce(ctx); err != nil {
+		return err
+	}
+	return s.rules.Flush()
+}
+
+// revoke marks the established flows that are no longer allowed, and admits those that are again.
 func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 	local, err := localAddresses()
 	if err != nil {
@@ -173,7 +231,7 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		return 0, 0, err
 	}
 	defer table.Close()
-	var cut, back []conntrack.Flow
+	var cut, back, keep []conntrack.Flow
 	err = table.Dump(conntrack.Filter{}, func(f *conntrack.Flow) bool {
 		t := f.Policy()
 		if !w.contains(t.Src) && !w.contains(t.Dst) {
@@ -189,6 +247,8 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 			s.report(&v, f)
 		case v.Action == engine.Allow && state == s.marks.Revoked():
 			back = append(back, *f)
+		case v.Action == engine.Allow && state != s.marks.Admitted() && isolates(&v):
+			keep = append(keep, *f)
 		}
 		return true
 	})
@@ -200,7 +260,22 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		return uint64(n), 0, err
 	}
 	m, err := table.SetMarks(back, s.marks.Admitted(), s.marks.Mask())
+	if err != nil {
+		return uint64(n), uint64(m), err
+	}
+	_, err = table.SetMarks(keep, s.marks.Admitted(), s.marks.Mask())
 	return uint64(n), uint64(m), err
+}
+
+// isolates tells whether a policy had a say in the verdict. Such a flow is marked as admitted though no packet of it
+// was ever asked about, as when its pod has just become isolated: it loses no packet and asks no question.
+func isolates(v *engine.Verdict) bool {
+	for _, d := range []*engine.Decision{v.Egress, v.Ingress} {
+		if d != nil && d.Reason != engine.NotIsolated && d.Reason != engine.OwnNode {
+			return true
+		}
+	}
+	return false
 }
 
 // judge asks for the verdict of an established flow. Conntrack knows who opened it, except for TCP that it picked up in

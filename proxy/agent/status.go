@@ -18,8 +18,9 @@ type Status struct {
 	Features string `json:"features"`
 	// Ready is empty when the agent enforces, else what it waits for.
 	NotReady string `json:"notReady,omitempty"`
-	// Generation is the number that verdicts carry; New flows are judged by it. Settled is the newest generation whose
-	// change has also been carried through for what was admitted before: cached tuples and established flows.
+	// Generation is the number that verdicts carry: new flows are judged by it. Settled is the newest generation whose
+	// change has also been carried through for what was admitted before: cached tuples and established flows. Settled is
+	// the acknowledgement: nothing that it forbids passes from then on. Both numbers grow, not always by one.
 	Generation uint32 `json:"generation"`
 	Settled    uint32 `json:"settled"`
 	// Applied has the resource version of each kind that is in force, since At.
@@ -33,8 +34,12 @@ type Status struct {
 	Tuples   int                 `json:"tuples"`
 	Revoked  uint64              `json:"revokedFlows"`
 	Restored uint64              `json:"restoredFlows"`
-	Errors   []string            `json:"errors,omitempty"`
-	Sources  []SourceStatus      `json:"sources"`
+	// SettleSeconds is how long the last carrying through took, from the change being in force for new flows.
+	SettleSeconds float64 `json:"settleSeconds"`
+	// Repairs is how often somebody else had changed the table in the kernel and it was written anew.
+	Repairs uint64         `json:"repairs"`
+	Errors  []string       `json:"errors,omitempty"`
+	Sources []SourceStatus `json:"sources"`
 }
 
 // SourceStatus is the health of one kind of objects.
@@ -57,7 +62,10 @@ func (a *agent) endpoints() health.Config {
 }
 
 // errStarting is why an agent that has not installed its rules is not ready.
-var errStarting = errors.New("starting: the cluster's state has not been brought into force")
+var (
+	errStarting = errors.New("starting: the cluster's state has not been brought into force")
+	errAdopting = errors.New("starting: flows that are older than the agent have not been judged")
+)
 
 // ready tells whether the agent enforces. Losing the API server does not make it unready: the last state stays in
 // force, and taking the pod out of service would not help.
@@ -65,6 +73,9 @@ func (a *agent) ready() error {
 	s := a.controller.status()
 	if s.Snapshot == nil {
 		return errStarting
+	}
+	if a.settler.status().Generation == 0 {
+		return errAdopting
 	}
 	if s.Err != nil {
 		return fmt.Errorf("the newest state is not in force: %w", s.Err)
@@ -79,7 +90,8 @@ func (a *agent) status() Status {
 		Generation: applied.Generation, Settled: settled.Generation,
 		Applied: applied.Versions, AppliedAt: applied.At,
 		Policies: applied.Policies, Problems: applied.Problems, Tuples: a.learned.len(),
-		Revoked: settled.Revoked, Restored: settled.Restored,
+		Revoked: settled.Revoked, Restored: settled.Restored, SettleSeconds: settled.Took.Seconds(),
+		Repairs: a.controller.repairs.Load(),
 	}
 	if err := a.ready(); err != nil {
 		s.NotReady = err.Error()

@@ -14,6 +14,7 @@ package ruleset
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/firstpacket/firstpacket/proxy/mark"
@@ -169,6 +170,7 @@ type Ruleset struct {
 	cfg      Config
 	features Features
 	layout   *layout
+	commits  atomic.Uint64
 }
 
 // Open probes the kernel and returns the ruleset that fits it. It changes nothing that remains. Its errors wrap
@@ -184,6 +186,9 @@ func Open(cfg Config) (*Ruleset, error) {
 	}
 	return &Ruleset{cfg: cfg, features: features, layout: newLayout(cfg, features)}, nil
 }
+
+// Commits is the number of transactions made so far. A Watcher tells of each of them, and of those of others.
+func (r *Ruleset) Commits() uint64 { return r.commits.Load() }
 
 // Features returns what Open found.
 func (r *Ruleset) Features() Features { return r.features }

@@ -277,6 +277,9 @@ func (r *Ruleset) commit(build func() (*tx, error)) error {
 			}
 			err = t.send(r.cfg.NetNS)
 		}
+		if err == nil && len(t.ops) > 0 {
+			r.commits.Add(1)
+		}
 		if err == nil || !passing(err) || attempt == attempts {
 			return explain(err)
 		}
