@@ -170,7 +170,8 @@ func TestNothingIsLeftAfterAKill(t *testing.T) {
 
 	eventually(t, "agents are gone", func() bool {
 		for _, pid := range pids {
-			if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(stat), ") Z ") {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err == nil && !strings.Contains(string(stat), ") Z ") {
 				return false
 			}
 		}

@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -207,7 +208,7 @@ func TestServersSeeWhoCalls(t *testing.T) {
 			t.Errorf("%s, want it seen as %s", r, source)
 		}
 		r = one(t, l, probe.Probe{From: from.NS, To: to.At(v6, 1), Proto: probe.TCP})
-		if r.Outcome != probe.Refused || r.Err != unix.ECONNREFUSED {
+		if r.Outcome != probe.Refused || !errors.Is(r.Err, unix.ECONNREFUSED) {
 			t.Errorf("port without a server: %s, want connection refused", r)
 		}
 	}
@@ -339,11 +340,15 @@ func TestDenialsAreTold(t *testing.T) {
 func TestFlowsOutliveTheirFirstPacket(t *testing.T) {
 	l := newLab(t, small, lab.Options{})
 	from, to := place(t, l, "default/solo"), place(t, l, "default/web-2")
-	tcp, r, err := probe.Open(t.Context(), probe.Probe{From: from.NS, To: to.At(false, 8081), Proto: probe.TCP, Wait: patient})
+	tcp, r, err := probe.Open(t.Context(), probe.Probe{
+		From: from.NS, To: to.At(false, 8081), Proto: probe.TCP, Wait: patient,
+	})
 	if err != nil || r.Outcome != probe.Reached {
 		t.Fatal(r, err)
 	}
-	udp, _, err := probe.Open(t.Context(), probe.Probe{From: from.NS, To: to.At(true, 53), Proto: probe.UDP, Wait: patient})
+	udp, _, err := probe.Open(t.Context(), probe.Probe{
+		From: from.NS, To: to.At(true, 53), Proto: probe.UDP, Wait: patient,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,14 +394,16 @@ spec: {nodeName: two, containers: [{name: c, ports: [{containerPort: 80}]}]}}`
 	if err := os.Remove(filepath.Join(l.Dir(), "pod-default-solo.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	edited := strings.ReplaceAll(extra, "extra", "by-hand") + "\n---\n" + `{apiVersion: example.com/v1, kind: Other, metadata: {name: x}}`
+	edited := strings.ReplaceAll(extra, "extra", "by-hand") + "\n---\n" +
+		`{apiVersion: example.com/v1, kind: Other, metadata: {name: x}}`
 	if err := os.WriteFile(filepath.Join(l.Dir(), "mine.yaml"), []byte(edited), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if changed, err := l.Reload(t.Context()); err != nil || !changed {
 		t.Fatal(changed, err)
 	}
-	if r := one(t, l, probe.Probe{From: from, To: place(t, l, "default/by-hand").At(false, 80), Proto: probe.TCP}); r.By != "default/by-hand" {
+	r := one(t, l, probe.Probe{From: from, To: place(t, l, "default/by-hand").At(false, 80), Proto: probe.TCP})
+	if r.By != "default/by-hand" {
 		t.Errorf("pod made by hand: %s", r)
 	}
 	if _, err := l.Place("default/solo"); err == nil {
@@ -477,7 +484,8 @@ func TestBadManifestsAreNamed(t *testing.T) {
 			}
 		}
 	}
-	if _, err := topology.Parse("f.yaml", []byte("kind: Pod\n---\nx: [")); err == nil || !strings.Contains(err.Error(), "f.yaml, document 1") {
+	_, err := topology.Parse("f.yaml", []byte("kind: Pod\n---\nx: ["))
+	if err == nil || !strings.Contains(err.Error(), "f.yaml, document 1") {
 		t.Errorf("got %v, want the document named", err)
 	}
 }

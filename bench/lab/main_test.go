@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 func standIn() error {
 	flag := func(name string) string { return os.Args[slices.Index(os.Args, name)+1] }
 	fmt.Fprintln(os.Stderr, "agent of", flag("--node-name"))
-	fmt.Printf(`{"node":%q,"verdict":"deny","proto":"tcp","src":{"ip":"10.0.0.1"},"dst":{"port":80},"policies":["a/b"],"count":2}`+"\n",
+	fmt.Printf(`{"node":%q,"verdict":"deny","src":{"ip":"10.0.0.1"},"dst":{"port":80},"policies":["a/b"],"count":2}`+"\n",
 		flag("--node-name"))
 	http.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
 	http.HandleFunc("/status", func(w http.ResponseWriter, _ *http.Request) {
@@ -50,7 +50,7 @@ func standIn() error {
 		fmt.Fprintf(w, `{"node":%q,"generation":1,"manifests":%q}`, flag("--node-name"), digest)
 	})
 	http.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, "# HELP a a\nfirstpacket_queue_packets_total{queue=\"0\"} 3\n"+
+		fmt.Fprint(w, "# HELP h Some help.\nfirstpacket_queue_packets_total{queue=\"0\"} 3\n"+
 			"firstpacket_queue_packets_total{queue=\"1\"} 4\n"+
 			"h_bucket{le=\"0.1\"} 0\nh_bucket{le=\"0.2\"} 10\nh_bucket{le=\"+Inf\"} 10\n")
 	})

@@ -1,6 +1,7 @@
 package agents
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -49,9 +50,7 @@ func (m Metrics) Sum(name string, has ...string) float64 {
 // Plus adds another agent's metrics up with these.
 func (m Metrics) Plus(other Metrics) Metrics {
 	sum := make(Metrics, len(m))
-	for series, value := range m {
-		sum[series] = value
-	}
+	maps.Copy(sum, m)
 	for series, value := range other {
 		sum[series] += value
 	}

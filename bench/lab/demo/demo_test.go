@@ -53,7 +53,8 @@ func (s *screen) String() string {
 // waitFor waits until the text is on the screen.
 func (s *screen) waitFor(t *testing.T, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !strings.Contains(s.String(), text); time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(60 * time.Second)
+	for ; !strings.Contains(s.String(), text); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%q never came:\n%s", text, s)
 		}
@@ -73,7 +74,9 @@ func TestShop(t *testing.T) {
 	go func() { ended <- demo.Run(ctx, &out, demo.Options{AgentBinary: program, Dir: dir, Watch: true}) }()
 	out.waitFor(t, "Ctrl-C ends")
 	t.Logf("\n%s", &out)
-	for _, want := range []string{"IPv4", "IPv6", "policy says", `"verdict":"deny"`, "packets went to userspace", "median"} {
+	for _, want := range []string{
+		"IPv4", "IPv6", "policy says", `"verdict":"deny"`, "packets went to userspace", "median",
+	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the picture lacks %q", want)
 		}
@@ -99,7 +102,10 @@ func TestWithoutAgentsThePolicyIsBroken(t *testing.T) {
 	if !errors.Is(err, demo.ErrDiffers) {
 		t.Fatalf("got %v, want ErrDiffers\n%s", err, &out)
 	}
-	for _, want := range []string{"!yes", "DIFFERS: IPv4: shop/frontend-1 -> shop/database 5432: policy says no, but: reached shop/database"} {
+	for _, want := range []string{
+		"!yes",
+		"DIFFERS: IPv4: shop/frontend-1 -> shop/database 5432: policy says no, but: reached shop/database",
+	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the picture lacks %q:\n%s", want, &out)
 		}

@@ -51,7 +51,8 @@ func follow(ctx context.Context, out *printer, l *lab.Lab, tables *[2]*matrix.Ta
 	if err := inForce(ctx, l, applyPatience); err != nil {
 		return err
 	}
-	out.printf("%s  the manifests changed; in force on all nodes after %s\n", now(), time.Since(began).Round(time.Millisecond))
+	out.printf("%s  the manifests changed; in force on all nodes after %s\n",
+		now(), time.Since(began).Round(time.Millisecond))
 	next, _, err := l.Matrix(ctx, options(l))
 	if err != nil {
 		return err
@@ -64,7 +65,8 @@ func follow(ctx context.Context, out *printer, l *lab.Lab, tables *[2]*matrix.Ta
 			if d.Cell.Differs() {
 				mark = ", policy says " + d.Cell.Expected.String() + "!"
 			}
-			out.printf("          %s: %s -> %s %s: now %s%s\n", t.Title, d.Row, d.Column.Name, d.Column.Port, d.Cell.Observed, mark)
+			out.printf("          %s: %s -> %s %s: now %s%s\n",
+				t.Title, d.Row, d.Column.Name, d.Column.Port, d.Cell.Observed, mark)
 		}
 	}
 	if cells == 0 {

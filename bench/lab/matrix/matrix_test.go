@@ -10,7 +10,7 @@ import (
 func sample() *Table {
 	t := New("IPv4", []string{"shop/front", "shop/db"}, []Column{{"shop/db", "5432"}, {"shop/db", "53/UDP"}})
 	t.Cells[0][0] = Cell{Observed: Yes, Expected: No, Note: "reached shop/db"}
-	t.Cells[0][1] = Cell{Observed: No, Expected: No}
+	t.Cells[0][1] = Cell{Observed: No, Expected: Unknown}
 	t.Cells[1][0] = Cell{Void: true}
 	t.Cells[1][1] = Cell{Observed: Broken, Expected: Yes}
 	return t
@@ -27,7 +27,7 @@ IPv4
             shop          | shop
             db            | db
 from \ to   5432 53/UDP   | 5432 53/UDP
-shop/front  !yes no       | no   no
+shop/front  !yes no       | no   ?
 shop/db     .    !err     | .    yes
 `},
 		"below each other": {Style{Width: 30}, `
@@ -42,7 +42,7 @@ shop/db     .    !err
             shop
             db
 from \ to   5432 53/UDP
-shop/front  no   no
+shop/front  no   ?
 shop/db     .    yes
 `},
 	} {

@@ -14,8 +14,8 @@ import (
 type Style struct {
 	// Color marks cells with terminal colours besides the letters, which say everything without.
 	Color bool
-	// Width is how many columns of text fit on a line; 0 is any number. Where both sides do not fit beside each other the second
-	// goes below the first.
+	// Width is how many columns of text fit on a line; 0 is any number. Where both sides do not fit beside each other
+	// the second goes below the first.
 	Width int
 }
 

@@ -114,7 +114,7 @@ func (l *loop) start(index int) error {
 	fd, err := l.socket(p)
 	if err != nil {
 		l.results[index] = Result{Outcome: Failed, Err: err}
-		return nil
+		return nil //nolint:nilerr // a socket that cannot be had is the result of this probe only
 	}
 	a := &attempt{index: index, sent: time.Now()}
 	l.open[fd] = a

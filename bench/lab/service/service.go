@@ -255,7 +255,8 @@ func translate(to netip.AddrPort) []expr.Any {
 
 // setMark asks for masquerading; the other bits of the packet mark stay.
 func setMark() []expr.Any {
-	mask, bit := binaryutil.NativeEndian.PutUint32(^uint32(masqueradeMark)), binaryutil.NativeEndian.PutUint32(masqueradeMark)
+	bit := binaryutil.NativeEndian.PutUint32(masqueradeMark)
+	mask := binaryutil.NativeEndian.PutUint32(^uint32(masqueradeMark))
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: bit},

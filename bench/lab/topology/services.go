@@ -110,7 +110,8 @@ func (c *Cluster) slicesOf(s *corev1.Service) []*discoveryv1.EndpointSlice {
 	var found []*discoveryv1.EndpointSlice
 	selector := labels.SelectorFromSet(s.Spec.Selector)
 	// By name, so that the slices are the same whatever order the manifests come in.
-	pods := slices.SortedFunc(slices.Values(c.Pods()), func(a, b *corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
+	pods := c.Pods()
+	slices.SortFunc(pods, func(a, b *corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range pods {
 		if p.Namespace != s.Namespace || !Running(p) || !selector.Matches(labels.Set(p.Labels)) {
 			continue

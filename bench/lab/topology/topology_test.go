@@ -87,7 +87,8 @@ func TestComplete(t *testing.T) {
 
 	// A pod that ends leaves its Service, and one that is applied again keeps its address.
 	c.Delete(Ref{Kind: "Pod", Namespace: "default", Name: "given"})
-	again, err := Parse("test", []byte(`{apiVersion: v1, kind: Pod, metadata: {name: free, labels: {app: y}}, spec: {nodeName: b}}`))
+	again, err := Parse("test", []byte(
+		`{apiVersion: v1, kind: Pod, metadata: {name: free, labels: {app: y}}, spec: {nodeName: b}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +152,8 @@ func TestDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(d.Path(), "twice.yaml"), []byte(first["node-a.yaml"]), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Read(c); err == nil || !strings.Contains(err.Error(), "node-a.yaml") || !strings.Contains(err.Error(), "twice.yaml") {
+	_, err := d.Read(c)
+	if err == nil || !strings.Contains(err.Error(), "node-a.yaml") || !strings.Contains(err.Error(), "twice.yaml") {
 		t.Errorf("got %v, want both files named", err)
 	}
 }
