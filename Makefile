@@ -29,7 +29,7 @@ help: ## List the targets
 
 .PHONY: build
 build: need-go ## Build bin/firstpacket, one static binary
-	@$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/firstpacket ./cmd/firstpacket
+	@$(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/firstpacket ./cmd/firstpacket
 	@echo "built bin/firstpacket $(VERSION)"
 
 .PHONY: demo
