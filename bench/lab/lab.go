@@ -36,7 +36,8 @@ func Main(m interface{ Run() int }) {
 
 // Options say what kind of lab to make. The zero value is a cluster without agents.
 type Options struct {
-	// Dir is where the completed manifests are kept; empty makes a temporary directory that Close removes.
+	// Dir is where the completed manifests are kept; empty makes a temporary directory that Close removes, or after a
+	// crash the next lab.
 	Dir string
 	// Bridged joins the pods of a node by a bridge instead of routing to each.
 	Bridged bool
@@ -64,8 +65,9 @@ type Outside struct {
 
 // Lab is a running cluster. Its methods may be called from several goroutines; changes wait for each other.
 type Lab struct {
-	opts      Options
-	temporary bool
+	opts Options
+	// temporary is the directory that Close removes; nil for one that was given.
+	temporary *tempDir
 
 	mu        sync.Mutex
 	cluster   *topology.Cluster
@@ -114,10 +116,10 @@ func New(ctx context.Context, objects []topology.Object, opts Options) (*Lab, er
 func (l *Lab) open() (err error) {
 	dir := l.opts.Dir
 	if dir == "" {
-		if dir, err = os.MkdirTemp("", "firstpacket-lab-"); err != nil {
-			return fmt.Errorf("make the lab's directory: %w", err)
+		if l.temporary, err = newTempDir(); err != nil {
+			return err
 		}
-		l.temporary = true
+		dir = l.temporary.path
 	}
 	l.directory = topology.NewDirectory(dir)
 	if l.network, err = plumb.New(); err != nil {
@@ -168,10 +170,10 @@ func (l *Lab) Close() error {
 	if l.network != nil {
 		errs = append(errs, l.network.Close())
 	}
-	if l.temporary {
-		errs = append(errs, os.RemoveAll(l.directory.Path()))
+	if l.temporary != nil {
+		errs = append(errs, l.temporary.remove())
 	}
-	l.nodes, l.outside, l.network, l.temporary = nil, nil, nil, false
+	l.nodes, l.outside, l.network, l.temporary = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
