@@ -66,7 +66,8 @@ spec: {nodeName: one, containers: [{name: c, ports: [{containerPort: 80}, {conta
 // bed is a lab with an agent on its one node.
 type bed struct {
 	*lab.Lab
-	t testing.TB
+	t      testing.TB
+	binary string
 }
 
 func newBed(t testing.TB, args ...string) *bed {
@@ -78,8 +79,9 @@ func newBedOf(t testing.TB, manifest string, opts lab.Options) *bed {
 	t.Helper()
 	b := &bed{t: t}
 	var err error
-	opts.AgentBinary, err = binary.Path()
+	b.binary, err = binary.Path()
 	b.must(err)
+	opts.AgentBinary = b.binary
 	objects, err := topology.Parse("test", []byte(manifest))
 	b.must(err)
 	b.Lab, err = lab.New(context.Background(), objects, opts)
