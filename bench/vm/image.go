@@ -56,6 +56,7 @@ func build(ctx context.Context, o *options, k kernel) (string, error) {
 			a.file(inGuest(plan.Agent), agent, 0o755),
 			a.Add(cpio.Header{Name: "dev/console", Mode: cpio.CharDev | 0o600, Major: 5, Minor: 1}, nil),
 			a.link("sbin/modprobe", "/init"),
+			a.link("bin/false", "/init"),
 			a.modules(k),
 			a.tests(ctx, o, bin),
 		)

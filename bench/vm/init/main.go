@@ -1,5 +1,5 @@
-// Command init is the only program of the test machine besides the tests themselves: its first process, and the
-// modprobe that the kernel calls when a feature is used whose module is not loaded.
+// Command init is the only program of the test machine besides the agent and the tests: its first process, the modprobe
+// that the kernel calls when a feature is used whose module is not loaded, and false.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/firstpacket/firstpacket/bench/lab/binary"
 	"github.com/firstpacket/firstpacket/bench/vm/kmod"
 	"github.com/firstpacket/firstpacket/bench/vm/plan"
 )
@@ -26,6 +27,8 @@ func main() {
 		if err := modprobe(os.Args[len(os.Args)-1]); err != nil {
 			os.Exit(1)
 		}
+	case filepath.Base(os.Args[0]) == "false": // tests use it as a program that fails
+		os.Exit(1)
 	case os.Getpid() == 1:
 		begin()
 	default:
@@ -109,7 +112,35 @@ func prepare() (*os.File, error) {
 	}); err != nil {
 		return line, fmt.Errorf("set up %s: %w", plan.Line, err)
 	}
+	if err := likeANode(); err != nil {
+		return line, err
+	}
 	return line, loopback()
+}
+
+// nodeModules and nodeSysctls are what Kubernetes asks of a node: kubeadm's preflight checks want bridged packets to
+// pass netfilter, and kube-proxy raises the size of conntrack's table (--conntrack-min).
+var (
+	nodeModules = []string{"nf_conntrack", "br_netfilter"}
+	nodeSysctls = map[string]string{"net/netfilter/nf_conntrack_max": "131072"}
+)
+
+func likeANode() error {
+	var index kmod.Index
+	if err := decode(plan.Index, &index); err != nil {
+		return err
+	}
+	for _, name := range nodeModules {
+		if err := index.Load(plan.Modules, name); err != nil {
+			return err
+		}
+	}
+	for name, value := range nodeSysctls {
+		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0); err != nil {
+			return fmt.Errorf("set sysctl %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func loopback() error {
@@ -127,7 +158,7 @@ func loopback() error {
 func supervise(line *os.File) error {
 	child, err := os.StartProcess("/proc/self/exe", []string{"run"}, &os.ProcAttr{
 		Env: []string{
-			"PATH=/usr/bin:/sbin", "HOME=/tmp", "TMPDIR=/tmp", plan.AgentVariable + "=" + plan.Agent, "GOTRACEBACK=all",
+			"PATH=/usr/bin:/bin:/sbin", "HOME=/tmp", "TMPDIR=/tmp", "GOTRACEBACK=all", binary.Env + "=" + plan.Agent,
 		},
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, line},
 	})

@@ -15,8 +15,8 @@ const (
 	File = "/vm/plan.json"
 	// Modules is the folder of kernel modules, and Index the kmod.Index of them, as JSON.
 	Modules, Index = "/vm/modules", "/vm/modules.json"
-	// Agent is the firstpacket binary, and AgentVariable the environment variable that tells tests so.
-	Agent, AgentVariable = "/usr/bin/firstpacket", "FIRSTPACKET_BINARY"
+	// Agent is the firstpacket binary.
+	Agent = "/usr/bin/firstpacket"
 	// Line is the serial line for Events; the other one is the kernel's console.
 	Line = "/dev/ttyS1"
 )
