@@ -21,6 +21,9 @@ import (
 type Config struct {
 	// Output receives one Write per line. It may block; it belongs to the log until Close has returned nil.
 	Output io.Writer
+	// Tee, if set, is called with each line that was written, newline included. It must not block, and the line is
+	// valid during the call only.
+	Tee func(line []byte)
 	// Node is the name of this node, part of each line.
 	Node string
 	// Producers is the number of threads that refuse packets; each has the Ring of its index. Default 1.
@@ -100,7 +103,7 @@ func New(cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		w:    newWriter(cfg.Output, cfg.Node),
+		w:    newWriter(cfg.Output, cfg.Tee, cfg.Node),
 		stop: make(chan struct{}),
 		done: make(chan struct{}),
 	}

@@ -351,6 +351,31 @@ func TestFailedWritesAreToldLater(t *testing.T) {
 	})
 }
 
+func TestTeeHasTheLinesOfTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out output
+		var tee bytes.Buffer
+		l := newLog(t, Config{Output: &out, Tee: func(line []byte) { tee.Write(line) }})
+		put(t, l.Ring(0), refused(40001, 5432))
+		afterPoll()
+		out.take = 10
+		out.fill(true)
+		put(t, l.Ring(0), refused(40001, 5433)) // torn: told again, and streamed, when there is room
+		afterPoll()
+		out.fill(false)
+		put(t, l.Ring(0), refused(40001, 5434))
+		afterPoll()
+		closeLog(t, l)
+		var got []uint16
+		for _, one := range lines(t, tee.String()) {
+			got = append(got, one.Dst.Port)
+		}
+		if d := cmp.Diff([]uint16{5432, 5434, 5433}, got); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
 func TestPacketsNeverWrittenAreLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog(t, Config{Output: &output{full: true}})

@@ -16,14 +16,15 @@ import (
 // writer formats lines and hands them to the output, one Write each.
 type writer struct {
 	out  io.Writer
+	tee  func([]byte) // may be nil
 	node string
 	buf  bytes.Buffer
 	log  zerolog.Logger
 	torn bool // the last write left part of a line behind
 }
 
-func newWriter(out io.Writer, node string) *writer {
-	w := &writer{out: out, node: node}
+func newWriter(out io.Writer, tee func([]byte), node string) *writer {
+	w := &writer{out: out, tee: tee, node: node}
 	w.log = zerolog.New(&w.buf) // in memory first: zerolog has no way to return a write's error
 	return w
 }
@@ -57,6 +58,9 @@ func (w *writer) line(a *aggregate) error {
 	}
 	if n > 0 {
 		w.torn = err != nil
+	}
+	if err == nil && w.tee != nil {
+		w.tee(bytes.TrimPrefix(w.buf.Bytes(), []byte("\n")))
 	}
 	return err
 }
