@@ -5,14 +5,14 @@
 //	What the case shows, in a sentence or two.
 //
 //	-- apply --        manifests to create or replace, as for kubectl
-//	-- label --        labels to set or remove: "pod x/a role=web tier-", "namespace y team=red"
-//	-- delete --       objects to delete: "networkpolicy x/deny", "pod x/a", "namespace y"
+//	-- label --        labels to set or remove: "pod x/a role=web tier-", "namespace w team=red"
+//	-- delete --       objects to delete: "networkpolicy x/deny", "pod x/a", "namespace w"
 //	-- expect --       who reaches whom from now on
 //
 // Everything is allowed but for what the lines of an expect section say; later lines win over earlier ones:
 //
 //	deny  * -> x/*                     nobody reaches the pods of namespace x
-//	allow y/a,y/b -> x/a 80 53/UDP     these two do, on these ports; a port without protocol is TCP
+//	allow w/a,w/b -> x/a 80 53/UDP     these two do, on these ports; a port without protocol is TCP
 //	allow v4 outside/world -> x/*      on IPv4 only
 //
 // "*" stands for all pods and for the machines outside the cluster. Nodes and Services take part only where a line

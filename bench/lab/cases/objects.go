@@ -81,7 +81,7 @@ func clone(o topology.Object) topology.Object {
 func (w world) relabel(r relabel) (topology.Object, error) {
 	o := w[r.ref]
 	if o == nil {
-		return nil, fmt.Errorf("there is no %s to label", r.ref)
+		return nil, fmt.Errorf("%w: there is no %s to label", errCase, r.ref)
 	}
 	o = clone(o)
 	labels := maps.Clone(o.GetLabels())

@@ -99,15 +99,18 @@ func (r *Runner) Run(ctx context.Context, c *Case, v Variant) (Report, error) {
 			err = fmt.Errorf("%s, %s, line %d: %w", c.Name, v, c.steps[i].line, err)
 		}
 	}
-	if err == nil {
-		err = s.reset(ctx)
+	if err == nil || errors.Is(err, errCase) {
+		err = errors.Join(err, s.reset(ctx))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errCase) {
 		// The next case begins with a new lab.
 		err = errors.Join(err, s.close())
 	}
 	return report, err
 }
+
+// errCase marks mistakes in cases, which do no harm to the lab.
+var errCase = errors.New("the case cannot be run")
 
 // The machines outside; addresses are of documentation ranges (RFC 5737, RFC 3849).
 func outside() []lab.Outside {
@@ -174,7 +177,7 @@ func (s *seat) step(ctx context.Context, st *step, v Variant, report *Report) er
 	case st.deletes != nil:
 		for _, ref := range st.deletes {
 			if s.world[ref] == nil {
-				return fmt.Errorf("there is no %s to delete", ref)
+				return fmt.Errorf("%w: there is no %s to delete", errCase, ref)
 			}
 			delete(s.world, ref)
 		}
@@ -192,7 +195,7 @@ func (s *seat) apply(ctx context.Context, objects []topology.Object) error {
 	copies := make([]topology.Object, 0, len(objects))
 	for _, o := range objects {
 		if o.GetNamespace() == "" && topology.RefOf(o).Kind != "Namespace" {
-			return fmt.Errorf("%s: give it a namespace", topology.RefOf(o))
+			return fmt.Errorf("%w: %s needs a namespace", errCase, topology.RefOf(o))
 		}
 		s.world[topology.RefOf(o)] = o
 		copies = append(copies, clone(o))
@@ -239,7 +242,7 @@ func (s *seat) expect(ctx context.Context, claims []claim, v Variant, report *Re
 	}
 	for j, u := range used {
 		if !u && !(v.Nodes == 1 && strings.Contains(claims[j].text, "node/other")) {
-			return fmt.Errorf("line %d: %q is about nothing that can be probed", claims[j].line, claims[j].text)
+			return fmt.Errorf("%w: line %d: %q is about nothing that can be probed", errCase, claims[j].line, claims[j].text)
 		}
 	}
 	results, err := s.lab.Probe(ctx, probes...)
