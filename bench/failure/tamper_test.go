@@ -101,18 +101,6 @@ func TestTamperedTable(t *testing.T) {
 	b.denied("friend", "server")
 }
 
-// TestFlowsWhileTheTableWasGone: what passed unjudged is judged when the table is back.
-func TestFlowsWhileTheTableWasGone(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
-	f := b.flow("client", "server", probe.TCP, false) // as if it had begun while there was no table
-	b.apply(admitting("friend"))
-	f.Wait = probe.DefaultWait
-	if r := f.Exchange(); !r.Denied() {
-		t.Errorf("%v", r)
-	}
-}
-
 // TestConntrackFlush: established flows are picked up again, forbidden ones are not.
 func TestConntrackFlush(t *testing.T) {
 	t.Parallel()
