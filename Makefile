@@ -18,6 +18,8 @@ CACHE       := $(CURDIR)/.cache/bin
 export CGO_ENABLED := 0
 # A go.work of a folder above, or vendoring, would build something else than go.mod says.
 export GOWORK := off
+# Tests that run agents take the program that is built already.
+export FIRSTPACKET_BINARY := $(CURDIR)/bin/firstpacket
 
 ##@ Everyday
 
@@ -43,12 +45,12 @@ clean: ## Remove what was built here (Go's own cache stays)
 ##@ Tests
 
 .PHONY: test
-test: test-servers ## Run all tests, with real packets and a real API server; as root or not
+test: test-servers build ## Run all tests, with real packets and a real API server; as root or not
 	@echo "testing $(PKG)"
 	@$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-race
-test-race: need-gcc test-servers ## Run the tests under the race detector
+test-race: need-gcc test-servers build ## Run the tests under the race detector
 	@echo "testing $(PKG) under the race detector"
 	@CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
 

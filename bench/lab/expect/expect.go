@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/firstpacket/firstpacket/classify/cluster"
-	"github.com/firstpacket/firstpacket/classify/endpoint"
 	"github.com/firstpacket/firstpacket/classify/identity"
 	"github.com/firstpacket/firstpacket/classify/packet"
 	"github.com/firstpacket/firstpacket/classify/source/manifests"
 	"github.com/firstpacket/firstpacket/policycache/engine"
-	"github.com/firstpacket/firstpacket/policycache/netpol"
+	"github.com/firstpacket/firstpacket/policycache/state"
 )
 
 // pairs bounds the compiled pairs that are kept; a lab has fewer.
@@ -27,30 +25,15 @@ type Policy struct {
 // Load reads the directory once. Manifests that are not in order are an error: agents would go on with an older state
 // of theirs, so there is no telling what to expect.
 func Load(dir string) (*Policy, error) {
-	objects, problems := manifests.Load(dir)
+	objects, problems := manifests.LoadKinds(state.ManifestKinds(), dir)
 	if err := problems.Err(); err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
-	index := endpoint.NewIndex()
-	for _, n := range objects.Namespaces() {
-		index.SetNamespace(cluster.NewNamespace(n))
+	changes, err := state.Of(objects)
+	if err != nil {
+		return nil, fmt.Errorf("understand manifests: %w", err)
 	}
-	var podCIDRs []netip.Prefix
-	for _, n := range objects.Nodes() {
-		node := cluster.NewNode(n)
-		index.SetNode(node)
-		podCIDRs = append(podCIDRs, node.PodCIDRs...)
-	}
-	for _, p := range objects.Pods() {
-		index.SetPod(cluster.NewPod(p))
-	}
-	model := engine.NewModel(engine.Config{})
-	model.SetPodCIDRs(podCIDRs, podCIDRs)
-	model.ApplyEndpoints(index.Flush())
-	for _, np := range objects.NetworkPolicies() {
-		model.SetPolicy(netpol.Compile(np))
-	}
-	snapshot, _ := model.Commit()
+	snapshot, _ := state.New("").Apply(changes)
 	return &Policy{snapshot: snapshot, evaluator: engine.NewEvaluator(pairs)}, nil
 }
 
