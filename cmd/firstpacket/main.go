@@ -64,7 +64,7 @@ Exit status: 0 success, 1 the command could not do its job, 2 wrong usage.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
-	root.AddCommand(newAgent(), newCleanup(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newBench(), newCleanup(), newLab(), newVersion())
 	return root
 }
 

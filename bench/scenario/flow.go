@@ -1,0 +1,312 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/firstpacket/firstpacket/bench/load"
+	"github.com/firstpacket/firstpacket/bench/world"
+	"github.com/firstpacket/firstpacket/classify/packet"
+)
+
+// throughput sends as much as goes over flows that are established.
+func (s *Suite) throughput(ctx context.Context) error {
+	free, err := s.keep(s.open(nothing))
+	if err != nil {
+		return err
+	}
+	ours, err := s.keep(s.openAgent(ctx, agentName(1), world.World{Pods: crowd, StagePolicies: 1}))
+	if err != nil {
+		return err
+	}
+	rounds := pick(s, 15, 8, 1)
+	for _, flows := range pick(s, []int{1, 8}, []int{1}, []int{2}) {
+		f, o := s.stream(free, flows), s.stream(ours, flows)
+		if err := s.compare(ctx, rounds, f, o); err != nil {
+			return err
+		}
+		r := against("established_throughput"+several(flows), fmt.Sprintf("%d established TCP flows", flows), "bytes/s", o, f)
+		r.Checked = "The server read as many bytes as the client sent."
+		s.add(r, 0.98, false)
+		if s.cfg.Quick {
+			break
+		}
+		f, o = s.packets(free, flows), s.packets(ours, flows)
+		if err := s.compare(ctx, rounds, f, o); err != nil {
+			return err
+		}
+		r = against("established_packets"+several(flows), fmt.Sprintf("%d established UDP flows of small packets", flows),
+			"packets/s", o, f)
+		r.Checked = "As many packets came to the server's interface as the client sent."
+		s.add(r, 0, false)
+	}
+	return nil
+}
+
+func several(flows int) string {
+	if flows == 1 {
+		return ""
+	}
+	return fmt.Sprintf("_%d_flows", flows)
+}
+
+func (s *Suite) stream(c *contender, flows int) *entry {
+	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Bytes) / r.Elapsed.Seconds() }}
+	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: pick[time.Duration](s, 400, 200, 20) * time.Millisecond, Tuples: load.Tuples{
+		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.SinkPort, Ports: 1,
+	}}
+	e.after = func(r *load.Result) error {
+		served, err := c.serve.Do(load.Job{Kind: load.Count})
+		if err != nil {
+			return err
+		}
+		if served.Bytes != r.Bytes || r.Bytes == 0 {
+			return fmt.Errorf("%w: %d bytes sent, %d received", errUnbelievable, r.Bytes, served.Bytes)
+		}
+		return nil
+	}
+	return e
+}
+
+func (s *Suite) packets(c *contender, flows int) *entry {
+	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Packets) / r.Elapsed.Seconds() }}
+	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: pick[time.Duration](s, 400, 200, 20) * time.Millisecond, Tuples: load.Tuples{
+		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.DropPort, Ports: 1,
+	}}
+	var start uint64
+	e.before = func() (err error) {
+		start, err = c.received()
+		return err
+	}
+	e.after = func(r *load.Result) error {
+		now, err := c.received()
+		if err != nil {
+			return err
+		}
+		// Neighbour discovery and the like come on top.
+		if got := now - start; got < r.Packets || got > r.Packets+100 {
+			return fmt.Errorf("%w: %d packets sent, %d received", errUnbelievable, r.Packets, got)
+		}
+		return nil
+	}
+	return e
+}
+
+// udp makes requests and waits for the answers: single ones of new flows, and two at once as resolvers do.
+func (s *Suite) udp(ctx context.Context) error {
+	free, err := s.keep(s.open(nothing))
+	if err != nil {
+		return err
+	}
+	loop, err := s.keep(s.openLoop(raw, RoleRaw))
+	if err != nil {
+		return err
+	}
+	plain, err := s.openStaticFor(packet.ProtoUDP, udpCached())
+	if err != nil {
+		return err
+	}
+	ours, err := s.keep(s.openAgent(ctx, agentName(1), world.World{Pods: crowd, StagePolicies: 1}))
+	if err != nil {
+		return err
+	}
+	const unit = "requests/s"
+	rounds := pick(s, 11, 5, 1)
+	for _, parallel := range []int{1, 2} {
+		name, title := "udp", "UDP requests and answers"
+		if parallel > 1 {
+			name, title = "dns_burst", "two UDP requests at once from one socket, as resolvers send them"
+		}
+		f, l, o := s.request(free, parallel), s.request(loop, parallel), s.request(ours, parallel)
+		if err := s.compare(ctx, rounds, l, o, f); err != nil {
+			return err
+		}
+		r := against("uncached_"+name, title+", each of a new tuple", unit, o, l, f)
+		r.Checked = "The server answered exactly the requests that the client had answers to; userspace was asked for each."
+		s.add(r, 0, false)
+		p, o := s.request(plain, parallel), s.request(ours, parallel)
+		for _, e := range []*entry{p, o} {
+			e.job.Tuples, e.asks, e.warm = udpCached(), 0, 1
+		}
+		if err := s.compare(ctx, rounds, p, o); err != nil {
+			return err
+		}
+		r = against("cached_"+name, title+", of a cached tuple", unit, o, p)
+		r.Checked = "The server answered exactly the requests that the client had answers to; userspace was never asked."
+		s.add(r, 0.95, false)
+	}
+	return nil
+}
+
+func udpCached() load.Tuples {
+	return load.Tuples{
+		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs()[:1], Port: load.UDPPort, Ports: 1,
+	}
+}
+
+func (s *Suite) request(c *contender, parallel int) *entry {
+	t := load.Tuples{Sources: world.ClientAddrs(), Targets: world.ServerAddrs(), Port: load.UDPPort, Ports: load.UDPPorts}
+	e := &entry{contender: c, job: load.Job{
+		Kind: load.Request, Parallel: parallel, Tuples: t, Want: load.Accepted,
+		Duration: pick[time.Duration](s, 400, 150, 20) * time.Millisecond, Limit: pick(s, t.Count(), t.Count(), 20),
+	}}
+	if c.queued != nil {
+		e.asks = 1
+	}
+	return e
+}
+
+// denied makes connections that are refused by a reset, and by silence.
+func (s *Suite) denied(ctx context.Context) error {
+	plain, err := s.keep(s.openStatic(static, nil, true))
+	if err != nil {
+		return err
+	}
+	w := world.World{Pods: crowd, StagePolicies: 1}
+	ours, err := s.keep(s.openAgent(ctx, agentName(1), w, "--deny-with", "reject"))
+	if err != nil {
+		return err
+	}
+	rounds := pick(s, 11, 5, 1)
+	p, fresh, again := s.refusal(plain, false), s.refusal(ours, false), s.refusal(ours, true)
+	if err := s.compare(ctx, rounds, p, fresh, again); err != nil {
+		return err
+	}
+	const checked = "Every connection was refused, and none reached the server; userspace was asked once for each new tuple."
+	r := against("denied_reject_uncached", "refused by a reset, each of a new tuple", connectionRate, fresh, p)
+	r.Checked = checked
+	s.add(r, 0, false)
+	r = against("denied_reject_cached", "refused by a reset, of a tuple that was refused a moment ago", connectionRate, again, p)
+	r.Checked = checked
+	s.add(r, 0, false)
+
+	silent, err := s.keep(s.openStatic(static, nil, false))
+	if err != nil {
+		return err
+	}
+	quiet, err := s.keep(s.openAgent(ctx, agentName(1), w))
+	if err != nil {
+		return err
+	}
+	p, o := s.fire(silent), s.fire(quiet)
+	if err := s.compare(ctx, rounds, p, o); err != nil {
+		return err
+	}
+	r = against("denied_drop", "SYNs dropped, of a tuple that was refused a moment ago", "SYNs/s", o, p)
+	r.Checked = "No connection reached the server; the table refused every SYN."
+	s.add(r, 0, false)
+	return nil
+}
+
+func (s *Suite) refusal(c *contender, cached bool) *entry {
+	t := load.Tuples{Targets: world.ServerAddrs(), Port: load.TCPPort, Ports: load.TCPPorts}
+	e := &entry{contender: c, worker: c.noise}
+	e.job = load.Job{
+		Kind: load.Connect, Want: load.Refused, Duration: pick[time.Duration](s, 400, 150, 20) * time.Millisecond,
+		Limit: pick(s, t.Count(), t.Count(), 20), Tuples: t,
+	}
+	switch {
+	case cached:
+		e.warm, e.job.Tuples.Targets, e.job.Tuples.Ports, e.job.Limit = 1, t.Targets[:1], 1, 30000
+	case c.queued != nil:
+		e.asks = 1
+	}
+	return e
+}
+
+// fire sends SYNs of a denied tuple without waiting for anything.
+func (s *Suite) fire(c *contender) *entry {
+	e := &entry{contender: c, worker: c.noise, warm: 1}
+	e.job = load.Job{
+		Kind: load.Fire, Duration: pick[time.Duration](s, 300, 150, 20) * time.Millisecond, Limit: pick(s, 20000, 20000, 20),
+		Tuples: load.Tuples{Targets: world.ServerAddrs()[:1], Port: load.TCPPort, Ports: 1},
+	}
+	var refused uint64
+	e.before = func() error {
+		if c.agent == nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond) // until the first one is judged and known
+		n, err := c.agent.rules.Counters()
+		refused = n.Refused
+		return err
+	}
+	e.after = func(r *load.Result) error {
+		served, err := c.serve.Do(load.Job{Kind: load.Count})
+		if err != nil {
+			return err
+		}
+		if served.Accepted > 0 || r.Begun == 0 {
+			return fmt.Errorf("%w: of %d denied SYNs, %d reached the server", errUnbelievable, r.Begun, served.Accepted)
+		}
+		if c.agent == nil {
+			return nil
+		}
+		n, err := c.agent.rules.Counters()
+		if err != nil {
+			return err
+		}
+		if got := n.Refused - refused; got != uint64(r.Begun) {
+			return fmt.Errorf("%w: %d SYNs sent, %d refused", errUnbelievable, r.Begun, got)
+		}
+		return nil
+	}
+	return e
+}
+
+// fairness takes the latency of one pod's new tuples while another pod opens connections to ports at random.
+func (s *Suite) fairness(ctx context.Context) error {
+	ours, err := s.keep(s.openAgent(ctx, agentName(1), world.World{Pods: crowd, StagePolicies: 1}))
+	if err != nil {
+		return err
+	}
+	alone, beside := s.paced(ours.as("alone")), s.paced(ours.as("beside a flood"))
+	flood := load.Job{
+		Kind: load.Fire, Rate: floodRate, Duration: beside.job.Duration + 100*time.Millisecond,
+		Tuples: load.Tuples{Targets: world.ServerAddrs(), Port: 1, Ports: 60000},
+	}
+	done := make(chan error, 1)
+	var rate float64
+	beside.before = func() error {
+		go func() {
+			r, err := ours.noise.Do(flood)
+			rate = r.Rate()
+			done <- err
+		}()
+		time.Sleep(50 * time.Millisecond)
+		return nil
+	}
+	for _, e := range []*entry{alone, beside} {
+		e.rate = func(r *load.Result) float64 { return float64(r.Latency.Quantile(0.99)) / float64(time.Microsecond) }
+		e.after = func(r *load.Result) error {
+			if e == beside {
+				if err := <-done; err != nil {
+					return err
+				}
+			}
+			if r.Accepted+r.TimedOut != r.Begun || r.Begun == 0 {
+				return fmt.Errorf("%w: of %d connections, %d were accepted", errUnbelievable, r.Begun, r.Accepted)
+			}
+			return nil
+		}
+	}
+	if err := s.compare(ctx, pick(s, 7, 3, 1), alone, beside); err != nil {
+		return err
+	}
+	r := against("fairness", "99th percentile of new tuples' connect time beside a pod that floods", "us", beside, alone)
+	r.Checked = fmt.Sprintf("The flood was %.0f SYNs/s to %d ports, none of which was let through.", rate, 60000*world.Servers)
+	s.add(r, 2, true)
+	return nil
+}
+
+// floodRate is what the noisy pod tries, in SYNs a second.
+const floodRate = 50_000
+
+// paced makes few enough connections to take their latency, not the rate.
+func (s *Suite) paced(c *contender) *entry {
+	e := s.uncached(c, 1)
+	e.job.Rate = 2000
+	e.job.Duration = pick[time.Duration](s, 1000, 300, 20) * time.Millisecond
+	return e
+}

@@ -1,0 +1,234 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/firstpacket/firstpacket/bench/load"
+	"github.com/firstpacket/firstpacket/bench/report"
+)
+
+// entry is one contender in a comparison, and what it has to do in each round.
+type entry struct {
+	*contender
+	job load.Job
+	// worker does the job; nil is the contender's client.
+	worker *load.Worker
+	// asks is how many packets userspace is asked about for each connection: 1, or 0 where the kernel answers.
+	asks int
+	// warm connections are made before each round, and not measured, to fill the kernel's cache.
+	warm int
+	// rate makes the number that is compared, of a round; nil is connections a second.
+	rate func(*load.Result) float64
+	// before and after are called around each round, if set; after may object to the result.
+	before func() error
+	after  func(*load.Result) error
+
+	rates   []float64
+	latency load.Histogram
+	lost    int
+	cpu     time.Duration
+	judged  int
+}
+
+// compare has all entries do their jobs, round by round: each round goes through the entries in the reverse order of
+// the one before, so that drift of the machine meets all alike.
+func (s *Suite) compare(ctx context.Context, rounds int, entries ...*entry) error {
+	for _, e := range entries { // what happens the first time only is not measured
+		if e.worker == nil {
+			e.worker = e.load
+		}
+		warm := *e
+		warm.job.Duration = min(warm.job.Duration, 50*time.Millisecond)
+		if err := warm.round(); err != nil {
+			return fmt.Errorf("%s: %w", e.name, err)
+		}
+	}
+	for r := range rounds {
+		order := slices.Clone(entries)
+		if r%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, e := range order {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := e.round(); err != nil {
+				return fmt.Errorf("%s, round %d: %w", e.name, r+1, err)
+			}
+		}
+	}
+	return nil
+}
+
+// round does the job once, and believes its result only if all who counted agree.
+func (e *entry) round() error {
+	if err := e.prepare(); err != nil {
+		return err
+	}
+	queuedBefore, cpuBefore, err := e.counters()
+	if err != nil {
+		return err
+	}
+	r, err := e.worker.Do(e.job)
+	if err != nil {
+		return err
+	}
+	queuedAfter, cpuAfter, err := e.counters()
+	if err != nil {
+		return err
+	}
+	if e.after != nil {
+		err = e.after(&r)
+	} else {
+		var served load.Result
+		if served, err = e.serve.Do(load.Job{Kind: load.Count, Limit: r.Accepted}); err == nil {
+			err = e.check(&r, &served, queuedAfter-queuedBefore)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	rate := r.Rate()
+	if e.rate != nil {
+		rate = e.rate(&r)
+	}
+	e.rates = append(e.rates, rate)
+	e.latency.Merge(r.Latency)
+	e.lost += r.TimedOut
+	if e.asks > 0 {
+		e.cpu += cpuAfter - cpuBefore
+		e.judged += int(queuedAfter - queuedBefore)
+	}
+	return nil
+}
+
+func (e *entry) prepare() error {
+	if err := e.flushConntrack(); err != nil {
+		return err
+	}
+	if e.agent != nil {
+		if err := e.agent.forget(); err != nil {
+			return err
+		}
+	}
+	if e.warm > 0 {
+		warm := e.job
+		warm.Clients, warm.Limit, warm.Duration, warm.Rate = 1, e.warm, 0, 0
+		if _, err := e.worker.Do(warm); err != nil {
+			return err
+		}
+	}
+	if e.before != nil {
+		if err := e.before(); err != nil {
+			return err
+		}
+	}
+	_, err := e.serve.Do(load.Job{Kind: load.Reset})
+	return err
+}
+
+func (e *entry) counters() (queued uint64, cpu time.Duration, err error) {
+	if e.queued != nil {
+		if queued, err = e.queued(); err != nil {
+			return 0, 0, err
+		}
+	}
+	if e.process != 0 {
+		cpu, err = cpuTime(e.process)
+	}
+	return queued, cpu, err
+}
+
+// errUnbelievable says that those who counted the same thing disagree.
+var errUnbelievable = errors.New("the counts do not agree")
+
+// check compares what the client, the server and the kernel have counted.
+func (e *entry) check(r, served *load.Result, queued uint64) error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", errUnbelievable, fmt.Sprintf(format, args...))
+	}
+	arrived := served.Accepted
+	if e.job.Kind == load.Request {
+		arrived = int(served.Packets) / max(1, e.job.Parallel)
+	}
+	switch {
+	case r.Begun == 0:
+		return fail("nothing was begun")
+	case e.job.Want == load.Refused && r.Refused != r.Begun:
+		return fail("of %d connections, %d were refused", r.Begun, r.Refused)
+	case e.job.Want == load.Refused && arrived > 0:
+		return fail("%d denied connections reached the server", arrived)
+	case e.job.Want == load.Refused:
+	case r.TimedOut > r.Begun/100:
+		return fail("of %d connections, %d had no answer", r.Begun, r.TimedOut)
+	case r.Accepted+r.TimedOut != r.Begun:
+		return fail("of %d connections, %d were accepted", r.Begun, r.Accepted)
+	case arrived < r.Accepted-overtaken(r.Accepted) || arrived > r.Begun:
+		return fail("the client had %d connections accepted, the server saw %d", r.Accepted, arrived)
+	}
+	if e.queued == nil {
+		return nil
+	}
+	// A packet that was lost may be sent again, and what follows it at once may come before its verdict.
+	low, high := e.asks*r.Begun-r.TimedOut, e.asks*(r.Begun*max(1, e.job.Parallel)+2*r.TimedOut)
+	if int(queued) < low || int(queued) > high {
+		return fail("%d connections, but userspace was asked about %d packets, not %d", r.Begun, queued, e.asks*r.Begun)
+	}
+	return nil
+}
+
+// overtaken is how many of n connections the server may not have seen: the reset that ends a connection overtakes the
+// last packet of its handshake when the client's thread moves to another processor in between.
+func overtaken(n int) int { return 2 + n/100 }
+
+// result is what the report says of the entry.
+func (e *entry) result() report.Contender {
+	c := report.Contender{Name: e.name, Rounds: len(e.rates), Latency: e.latency, Lost: e.lost}
+	c.Low, c.Median, c.High = quartiles(e.rates)
+	if e.judged > 0 && e.process != 0 {
+		c.CPU = e.cpu.Seconds() / float64(e.judged) * 1e6
+	}
+	return c
+}
+
+// ratio compares two entries round by round.
+func ratio(e, base *entry) (low, median, high float64) {
+	var ratios []float64
+	for i := range min(len(e.rates), len(base.rates)) {
+		ratios = append(ratios, e.rates[i]/base.rates[i])
+	}
+	return quartiles(ratios)
+}
+
+// quartiles returns the values at a quarter, half and three quarters.
+func quartiles(values []float64) (low, median, high float64) {
+	if len(values) == 0 {
+		return 0, 0, 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	at := func(q float64) float64 {
+		p := q * float64(len(sorted)-1)
+		i := int(p)
+		if i+1 == len(sorted) {
+			return sorted[i]
+		}
+		return sorted[i] + (p-float64(i))*(sorted[i+1]-sorted[i])
+	}
+	return at(0.25), at(0.5), at(0.75)
+}
+
+// against makes a result of the comparison of an entry with another; others were there, too.
+func against(name, title, unit string, e, base *entry, others ...*entry) report.Result {
+	r := report.Result{Name: name, Title: title, Unit: unit, Against: base.name}
+	_, r.Value, _ = quartiles(e.rates)
+	_, r.Baseline, _ = quartiles(base.rates)
+	r.Low, r.Ratio, r.High = ratio(e, base)
+	for _, c := range append([]*entry{e, base}, others...) {
+		r.Contenders = append(r.Contenders, c.result())
+	}
+	return r
+}
