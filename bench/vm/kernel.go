@@ -70,8 +70,8 @@ func findKernel(ctx context.Context, cache, name string) (kernel, error) {
 		return k, nil
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return kernel{}, fmt.Errorf("the kernel is the Debian package %s, and there is no apt-get here: unpack it into %s with "+
-			"dpkg-deb -x", name, root)
+		return kernel{}, fmt.Errorf("the kernel is the Debian package %s, and there is no apt-get here: unpack it into "+
+			"%s with dpkg-deb -x", name, root)
 	}
 	real, err := resolve(ctx, name)
 	if err != nil {

@@ -26,6 +26,7 @@ var packages = []string{
 	"proxy/ruleset",
 	"proxy/conntrack",
 	"bench/lab",
+	"bench/lab/cases",
 	"bench/vm/guest",
 }
 
@@ -48,7 +49,8 @@ func main() {
 	var o options
 	chosen := flag.String("packages", strings.Join(packages, ","), "packages whose tests to run, with commas between")
 	flag.StringVar(&o.cache, "cache", ".cache/vm", "folder for the kernel, the binaries and the machine's files")
-	flag.StringVar(&o.kernel, "kernel", "linux-image-cloud-amd64", "Debian package of the kernel, or one that depends on it")
+	flag.StringVar(&o.kernel, "kernel", "linux-image-cloud-amd64",
+		"Debian package of the kernel, or one that depends on the newest")
 	flag.StringVar(&o.accel, "accel", "auto", "how QEMU runs the machine: kvm, tcg, or auto for kvm where it works")
 	flag.StringVar(&o.run, "run", "", "run only the tests that match, as in go test -run")
 	flag.BoolVar(&o.verbose, "v", false, "have the tests tell all, as in go test -v")

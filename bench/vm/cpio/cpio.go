@@ -83,14 +83,20 @@ func (w *Writer) folder(name string) error {
 
 func (w *Writer) entry(h Header, content io.Reader) error {
 	w.inode++ // two entries of one inode would be hard links
-	links := 1
+	links := int64(1)
 	if h.Mode&Directory != 0 {
 		links = 2
 	}
 	// Magic, then thirteen numbers: inode, mode, uid, gid, links, mtime, size, device, special device, length of the
 	// name with its NUL, and a checksum that this variant leaves 0.
-	head := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00", w.inode, h.Mode, 0, 0, links, 0,
-		h.Size, 0, 0, h.Major, h.Minor, len(h.Name)+1, 0, h.Name)
+	head := "070701"
+	for _, v := range []int64{
+		int64(w.inode), int64(h.Mode), 0, 0, links, 0, h.Size, 0, 0, int64(h.Major), int64(h.Minor),
+		int64(len(h.Name)) + 1, 0,
+	} {
+		head += fmt.Sprintf("%08X", v)
+	}
+	head += h.Name + "\x00"
 	if err := w.write(strings.NewReader(head)); err != nil {
 		return fmt.Errorf("cpio: write %s: %w", h.Name, err)
 	}

@@ -110,7 +110,8 @@ func familyNumber(c *netlink.Conn) (netlink.HeaderType, error) {
 	return 0, unix.ENOENT
 }
 
-// send asks for something to be done. An answer besides the acknowledgement would be taken for that of the next request.
+// send asks for something to be done. The answer is an acknowledgement, and nothing else: one message more would be
+// taken for the answer to the next request.
 func send(c *netlink.Conn, number netlink.HeaderType, command uint8, attrs func(*netlink.AttributeEncoder)) error {
 	_, err := execute(c, number, netlink.Request|netlink.Acknowledge, command, attrs)
 	return err
