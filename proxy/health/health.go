@@ -9,16 +9,21 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Config says what the endpoints report.
 type Config struct {
-	// Address is host:port to listen on. Whoever can reach it can read names of pods and policies, so the default of
-	// the agent is a loopback address.
+	// Address is where to listen: host:port, or unix:PATH, or several of these with commas between. Whoever can reach it
+	// can read names of pods and policies, so the default of the agent is a loopback address. A pod that overlaps with
+	// another one on its node answers probes on a socket of its own.
 	Address string
 	// Ready returns nil when the agent enforces the state of its sources, else why not.
 	Ready func() error
@@ -30,20 +35,16 @@ type Config struct {
 	Profiling bool
 }
 
-// Server is a bound listener that Serve answers on.
+// Server is the bound listeners that Serve answers on.
 type Server struct {
-	listener net.Listener
-	http     *http.Server
+	listeners []net.Listener
+	http      *http.Server
 }
 
-// Listen binds the address, so that a taken port is an error at start and not a line in the log later.
+// Listen binds all addresses or none, so that a taken port is an error at start and not a line in the log later. A
+// socket that a dead process left at a path is replaced.
 func Listen(ctx context.Context, cfg Config) (*Server, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cfg.Address)
-	if err != nil {
-		return nil, fmt.Errorf("cannot serve health and metrics on %s; choose another with --http-address: %w", cfg.Address, err)
-	}
-	return &Server{listener: l, http: &http.Server{
+	s := &Server{http: &http.Server{
 		Handler: handler(cfg),
 		// A reader that stalls must not hold a connection, and a goroutine, for ever.
 		ReadHeaderTimeout: 5 * time.Second,
@@ -51,11 +52,49 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 		WriteTimeout:      time.Minute, // a CPU profile takes 30 s
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-	}}, nil
+	}}
+	for address := range strings.SplitSeq(cfg.Address, ",") {
+		l, err := listen(ctx, address)
+		if err != nil {
+			for _, bound := range s.listeners {
+				bound.Close()
+			}
+			return nil, fmt.Errorf("cannot serve health and metrics on %s; choose another with --http-address: %w", address, err)
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	return s, nil
 }
 
-// Addr is the address that Listen bound.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+// Network splits one address of Config into what net.Dial wants: "tcp" and host:port, or "unix" and a path.
+func Network(address string) (network, rest string) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		return "unix", path
+	}
+	return "tcp", address
+}
+
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	network, address := Network(address)
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, network, address)
+	if network != "unix" || !errors.Is(err, unix.EADDRINUSE) {
+		return l, err
+	}
+	if c, dialErr := (&net.Dialer{}).DialContext(ctx, network, address); !errors.Is(dialErr, unix.ECONNREFUSED) {
+		if dialErr == nil {
+			c.Close()
+		}
+		return nil, err // somebody listens
+	}
+	if err := os.Remove(address); err != nil {
+		return nil, err
+	}
+	return lc.Listen(ctx, network, address)
+}
+
+// Addr is the first address that Listen bound.
+func (s *Server) Addr() net.Addr { return s.listeners[0].Addr() }
 
 // Serve answers until the context ends, then lets running answers finish for a second.
 func (s *Server) Serve(ctx context.Context) error {
@@ -68,14 +107,22 @@ func (s *Server) Serve(ctx context.Context) error {
 			s.http.Close()
 		}
 	})
-	err := s.http.Serve(s.listener)
+	var group errgroup.Group
+	for _, l := range s.listeners {
+		group.Go(func() error {
+			err := s.http.Serve(l)
+			if !errors.Is(err, http.ErrServerClosed) {
+				s.http.Close() // one that fails ends the others
+				return fmt.Errorf("serve health and metrics on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
 	if !stop() {
 		<-stopped
 	}
-	if !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve health and metrics: %w", err)
-	}
-	return nil
+	return err
 }
 
 func handler(cfg Config) http.Handler {
