@@ -57,5 +57,6 @@ The exit status is 1 if any cell differs. Without --manifests, the cluster is a 
 	f.StringVar(&opts.Dir, "dir", "", "keep the completed manifests here, for --watch (default: a temporary directory)")
 	f.BoolVar(&opts.Watch, "watch", false, "go on, and show what changes when the manifests in --dir are edited")
 	f.BoolVar(&opts.Bridged, "bridged", false, "join the pods of a node by a bridge instead of routing to each")
+	cmd.AddCommand(newLabTest())
 	return cmd
 }

@@ -33,7 +33,9 @@ type Variant struct {
 var Variants = []Variant{{1, "drop"}, {1, "reject"}, {2, "drop"}, {2, "reject"}}
 
 // String is as "one-drop".
-func (v Variant) String() string { return [...]string{"none", "one", "two"}[v.Nodes] + "-" + v.DenyWith }
+func (v Variant) String() string {
+	return [...]string{"none", "one", "two"}[v.Nodes] + "-" + v.DenyWith
+}
 
 // Runner runs cases. It keeps a lab for each variant, so that a case costs a few changes and probes. Run may be called
 // from several goroutines; those of one variant take turns.
@@ -194,8 +196,8 @@ func (s *seat) step(ctx context.Context, st *step, v Variant, report *Report) er
 func (s *seat) apply(ctx context.Context, objects []topology.Object) error {
 	copies := make([]topology.Object, 0, len(objects))
 	for _, o := range objects {
-		if o.GetNamespace() == "" && topology.RefOf(o).Kind != "Namespace" {
-			return fmt.Errorf("%w: %s needs a namespace", errCase, topology.RefOf(o))
+		if (o.GetNamespace() == "") != clusterScoped(topology.RefOf(o).Kind) {
+			return fmt.Errorf("%w: %s needs a namespace, or must have none", errCase, topology.RefOf(o))
 		}
 		s.world[topology.RefOf(o)] = o
 		copies = append(copies, clone(o))
