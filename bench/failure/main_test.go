@@ -158,13 +158,19 @@ func (b *bed) agent() *agents.Agent { return b.Agent("one") }
 
 func (b *bed) status() agent.Status {
 	b.t.Helper()
-	ctx, cancel := b.ctx()
-	defer cancel()
-	body, err := b.agent().Get(ctx, "/status")
+	s, err := statusOf(b.agent())
 	b.must(err)
-	var s agent.Status
-	b.must(json.Unmarshal(body, &s))
 	return s
+}
+
+func statusOf(a *agents.Agent) (s agent.Status, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	body, err := a.Get(ctx, "/status")
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(body, &s)
 }
 
 func (b *bed) metrics() agents.Metrics {

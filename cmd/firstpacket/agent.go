@@ -50,6 +50,7 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	f.StringVar(&cfg.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
 	f.StringVar(&cfg.Manifests, "manifests", "", "take the cluster from this directory of manifests, and follow its changes")
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig file to reach the API server with (default: in-cluster configuration)")
+	f.StringVar(&cfg.RemoveTaint, "remove-taint", "", "take the taint with this key off the node once it is protected")
 	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout, "give up when the cluster's state has not arrived by then")
 	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress, "serve /healthz, /readyz, /status and /metrics here")
 	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")

@@ -269,6 +269,9 @@ func (a *agent) follower(ctx context.Context, changes *source.Queue) error {
 	group.Go(func() error { return a.settler.run(ctx) })
 	group.Go(func() error { return a.controller.run(ctx, changes) })
 	group.Go(func() error { return a.guard(ctx) })
+	if a.cfg.RemoveTaint != "" {
+		group.Go(func() error { return a.removeTaint(ctx) })
+	}
 	return group.Wait()
 }
 

@@ -21,6 +21,9 @@ type Config struct {
 	Manifests string
 	// Kubeconfig is the file that says how to reach the API server; empty means the in-cluster configuration.
 	Kubeconfig string
+	// RemoveTaint is the key of a taint to take off the node once the agent enforces; empty is none. It needs an API
+	// server.
+	RemoveTaint string
 	// StartTimeout bounds how long the sources may take to deliver the cluster the first time.
 	StartTimeout time.Duration
 
@@ -72,6 +75,8 @@ func (c *Config) validate() (mark.Layout, error) {
 		return layout, errors.New("no node name: give --node-name, in a DaemonSet from the downward API's spec.nodeName")
 	case c.Manifests != "" && c.Kubeconfig != "":
 		return layout, errors.New("--manifests and --kubeconfig exclude each other: choose one source of the cluster")
+	case c.Manifests != "" && c.RemoveTaint != "":
+		return layout, errors.New("--remove-taint needs an API server: leave --manifests out")
 	case c.Queues < 0 || c.Queues > bankStride:
 		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor", c.Queues, bankStride)
 	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/firstpacket/firstpacket/proxy/queue"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
+)
+
+// bankStride is the distance between the queue numbers of the two banks, and the largest number of queues in one.
+const bankStride = 64
+
+// An agent serves one of two banks of queue numbers. A new agent takes the bank that is free, so it can have its queues
+// open before one transaction turns the packets from the old agent's bank to its own: no packet finds nobody there. The
+// old agent hands on what still waits in its bank, and ends.
+//
+// The kernel lets one process have a queue number, so a bank also keeps any two agents that hold the same generation
+// numbers from running at the same time.
+
+// openQueues takes the queues of the first free bank. From here on the kernel queues what earlier rules divert to it.
+func (a *agent) openQueues() (bank int, err error) {
+	for bank := range 2 {
+		queues, err := a.openBank(bank)
+		if err == nil {
+			a.queues.Store(&queues)
+			if a.serves(1 - bank) {
+				a.cfg.Log.Info().Msg("an agent runs on this node already; taking over from it")
+			}
+			return bank, nil
+		}
+		if bank == 1 || !errors.Is(err, queue.ErrTaken) {
+			return 0, err
+		}
+	}
+	panic("unreachable")
+}
+
+func (a *agent) firstQueue(bank int) uint16 { return a.cfg.QueueNumber + uint16(bank)*bankStride }
+
+// serves tells whether some process has queues of the bank.
+func (a *agent) serves(bank int) bool {
+	stats, err := queue.ReadKernelStats()
+	return err == nil && slices.ContainsFunc(stats, func(s queue.KernelStats) bool {
+		return s.Number >= a.firstQueue(bank) && s.Number-a.firstQueue(bank) < bankStride
+	})
+}
+
+func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
+	var queues []*queue.Queue
+	for i, j := range a.judges {
+		number := a.firstQueue(bank) + uint16(i)
+		q, err := queue.Open(queue.Config{
+			Number: number, Handler: j, FailOpen: a.cfg.FailOpen, HoldTime: a.cfg.HoldTime, Spin: a.cfg.Spins,
+		})
+		if err != nil {
+			for _, open := range queues {
+				open.Close()
+			}
+			return nil, queueError(number, err)
+		}
+		queues = append(queues, q)
+	}
+	return queues, nil
+}
+
+const (
+	// drainPatience bounds how long a replaced agent looks after its bank.
+	drainPatience = 5 * time.Second
+	drainPause    = 20 * time.Millisecond
+)
+
+// handOver hands the packets that wait in this agent's bank on to the agent that has taken over. No new ones come: its
+// transaction turned them to its own bank.
+func (a *agent) handOver(ctx context.Context) {
+	a.cfg.Log.Info().Msg("another agent has taken over this node; handing on the packets that still wait here")
+	a.publisher.passing.Store(true)
+	ruleset.Barrier() // packets that went by the old rule are in the queue now
+	a.wakeQueues()
+	ctx, cancel := context.WithTimeout(ctx, drainPatience)
+	defer cancel()
+	for quiet := 0; quiet < 2; {
+		if a.waiting() == 0 {
+			quiet++
+		} else {
+			quiet = 0
+		}
+		select {
+		case <-ctx.Done():
+			a.cfg.Log.Warn().Int("packets", a.waiting()).Msg("packets that still wait here are dropped")
+			return
+		case <-time.After(drainPause):
+		}
+	}
+}
+
+// waiting is the number of packets in the agent's queues, those in its hands included.
+func (a *agent) waiting() int {
+	stats, err := queue.ReadKernelStats()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, s := range stats {
+		if slices.ContainsFunc(*a.queues.Load(), func(q *queue.Queue) bool { return q.Number() == s.Number }) {
+			n += int(s.Waiting)
+		}
+	}
+	return n
+}
+
+// queueError adds what to do to a failure to open a queue.
+func queueError(number uint16, err error) error {
+	switch {
+	case errors.Is(err, queue.ErrTaken):
+		return fmt.Errorf("queue %d is served by another process; if it is not an agent, choose other queues with "+
+			"--queue-number: %w", number, err)
+	case errors.Is(err, queue.ErrPermission):
+		return fmt.Errorf("run as root or with CAP_NET_ADMIN: %w", err)
+	case errors.Is(err, queue.ErrUnsupported):
+		return fmt.Errorf("enable CONFIG_NETFILTER_NETLINK_QUEUE or load module nfnetlink_queue: %w", err)
+	}
+	return err
+}
