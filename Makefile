@@ -54,6 +54,10 @@ test-race: need-gcc test-servers build ## Run the tests under the race detector
 	@echo "testing $(PKG) under the race detector"
 	@CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) $(PKG)
 
+.PHONY: test-vm
+test-vm: need-go ## Run the tests with real packets on a Debian kernel in a virtual machine (docs/kernels.md)
+	@$(GO) run ./bench/vm
+
 .PHONY: fuzz
 fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
 	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort || true); \
