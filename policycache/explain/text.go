@@ -55,7 +55,7 @@ func nameOf(p *engine.Party) string {
 	case "node":
 		return fmt.Sprintf("node %s (%s)", p.Name, p.Addr)
 	}
-	return fmt.Sprintf("%s (outside of the cluster)", p.Addr)
+	return fmt.Sprintf("%s (no pod or node)", p.Addr)
 }
 
 func portOf(x *engine.Explanation) string {
@@ -98,8 +98,8 @@ func unknown(a netip.Addr) string {
 
 // side explains one direction.
 func (t *text) side(title string, x *engine.Explanation, p *engine.Party, j *engine.Judgement) {
-	if p.Kind != "pod" || x.Reason == engine.Hairpin {
-		return
+	if p.Kind != "pod" || x.Reason == engine.Hairpin || x.Reason == engine.UnknownEndpoint {
+		return // no policy was asked
 	}
 	t.line("")
 	name := t.Bold(title + " " + p.Namespace + "/" + p.Name)
@@ -175,7 +175,7 @@ func (t *text) policy(number int, d engine.Direction, c *engine.Considered) {
 		case r.Decides:
 			outcome = t.Good("matches and decides")
 		case r.Matches:
-			outcome = "matches, too late to count"
+			outcome = "matches, does not count any more"
 		}
 		t.line("     %s %s: %s: %s", ruleName(d, r.Index, r.Name), r.Action, outcome, r.Why)
 	}

@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -103,7 +104,7 @@ type Reach struct {
 // Options choose what a matrix shows.
 type Options struct {
 	Groups []Group
-	// Ports are those to ask for; empty means all.
+	// Ports are those to ask for, one number each; empty means all.
 	Ports    []Span
 	Progress Progress
 }
@@ -115,11 +116,15 @@ const pairCache = 1 << 16
 func NewMatrix(w World, opts Options) *Matrix {
 	worlds := []World{w}
 	all := classes(worlds, nil)
-	m := &Matrix{Groups: slices.Clone(opts.Groups), Ports: opts.Ports}
+	m := &Matrix{Groups: slices.Clone(opts.Groups), Ports: slices.Clone(opts.Ports)}
+	slices.SortFunc(m.Ports, func(a, b Span) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.First, b.First))
+	})
+	m.Ports = slices.Compact(m.Ports)
 	for i := range m.Groups {
 		m.Groups[i].fill(all)
 	}
-	spans := opts.Ports
+	spans := m.Ports
 	if len(spans) == 0 {
 		spans = distinct(worlds)
 	}
