@@ -1,4 +1,4 @@
-// Package cases holds NetworkPolicy as a collection of examples and runs them on real packets.
+// Package cases holds what policy means as a collection of examples, in every dialect, and runs them on real packets.
 //
 // A case is a text file, <topic>/<name>.txt: a sentence on what it shows, then sections that are carried out in order.
 //
@@ -6,7 +6,8 @@
 //
 //	-- apply --        manifests to create or replace, as for kubectl
 //	-- label --        labels to set or remove: "pod x/a role=web tier-", "namespace w team=red"
-//	-- delete --       objects to delete: "networkpolicy x/deny", "pod x/a", "namespace w"
+//	-- delete --       objects to delete: "networkpolicy x/deny", "pod x/a", "namespace w"; "alpha x/p" and
+//	                   "beta x/p" are policies of these dialects
 //	-- expect --       who reaches whom from now on
 //
 // Everything is allowed but for what the lines of an expect section say; later lines win over earlier ones:
@@ -190,7 +191,22 @@ func each[T any](s section, parse func(words []string) (T, error)) ([]T, error) 
 // kinds are the objects that label and delete sections can name.
 var kinds = map[string]string{
 	"pod": "Pod", "namespace": "Namespace", "service": "Service", "node": "Node",
-	"networkpolicy": "NetworkPolicy.networking.k8s.io",
+	"networkpolicy":              "NetworkPolicy.networking.k8s.io",
+	"clusternetworkpolicy":       "ClusterNetworkPolicy.policy.networking.k8s.io",
+	"adminnetworkpolicy":         "AdminNetworkPolicy.policy.networking.k8s.io",
+	"baselineadminnetworkpolicy": "BaselineAdminNetworkPolicy.policy.networking.k8s.io",
+	"beta":                       "NetworkPolicy.extensions",
+	"alpha":                      "NetworkPolicy.net.alpha.kubernetes.io",
+}
+
+// clusterScoped says whether objects of the kind lie in no namespace.
+func clusterScoped(kind string) bool {
+	kind, _, _ = strings.Cut(kind, ".")
+	switch kind {
+	case "Namespace", "Node", "ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy":
+		return true
+	}
+	return false
 }
 
 func parseRef(words []string) (topology.Ref, error) {
@@ -205,7 +221,7 @@ func parseRef(words []string) (topology.Ref, error) {
 	if !ok {
 		namespace, name = "", words[1]
 	}
-	if ok == (r.Kind == "Namespace" || r.Kind == "Node") {
+	if ok == clusterScoped(r.Kind) {
 		return r, fmt.Errorf("%q is no name of a %s", words[1], words[0])
 	}
 	r.Namespace, r.Name = namespace, name

@@ -1,21 +1,40 @@
 package cases
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	extensionsv1beta1 "k8s.io/api/extensions/v1beta1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/json"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha1"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/firstpacket/firstpacket/bench/lab/topology"
+	"github.com/firstpacket/firstpacket/policycache/alpha"
 )
 
+// policies are the kinds of policies that cases may have, with a value to decode each into.
+var policies = map[schema.GroupVersionKind]func() any{
+	networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"):    func() any { return &networkingv1.NetworkPolicy{} },
+	v1alpha2.SchemeGroupVersion.WithKind("ClusterNetworkPolicy"): func() any { return &v1alpha2.ClusterNetworkPolicy{} },
+	v1alpha1.SchemeGroupVersion.WithKind("AdminNetworkPolicy"):   func() any { return &v1alpha1.AdminNetworkPolicy{} },
+	v1alpha1.SchemeGroupVersion.WithKind("BaselineAdminNetworkPolicy"): func() any {
+		return &v1alpha1.BaselineAdminNetworkPolicy{}
+	},
+	extensionsv1beta1.SchemeGroupVersion.WithKind("NetworkPolicy"): func() any { return &extensionsv1beta1.NetworkPolicy{} },
+	alpha.GroupVersion.WithKind(alpha.Kind):                        func() any { return &alpha.NetworkPolicy{} },
+}
+
 // check refuses what an API server would refuse for its form: a misspelt field in a case would pass for its absence.
+// Specs of the alpha have no form that could be checked.
 func check(manifest string) error {
 	objects, err := topology.Parse("manifest", []byte(manifest))
 	if err != nil {
@@ -26,14 +45,16 @@ func check(manifest string) error {
 		if !ok {
 			continue
 		}
-		if u.GroupVersionKind() != networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy") {
-			return fmt.Errorf("%s %s: cases are about networking.k8s.io/v1 NetworkPolicy", u.GetAPIVersion(), u.GetKind())
+		typed := policies[u.GroupVersionKind()]
+		if typed == nil {
+			return fmt.Errorf("%s %s: cases know no such policies", u.GetAPIVersion(), u.GetKind())
 		}
-		b, err := yaml.Marshal(u.Object)
+		b, err := u.MarshalJSON()
 		if err != nil {
 			return fmt.Errorf("encode %s: %w", topology.RefOf(o), err)
 		}
-		if err := yaml.UnmarshalStrict(b, &networkingv1.NetworkPolicy{}); err != nil {
+		strict, err := json.UnmarshalStrict(b, typed())
+		if err := errors.Join(append(strict, err)...); err != nil {
 			return fmt.Errorf("%s: %w", topology.RefOf(o), err)
 		}
 	}
