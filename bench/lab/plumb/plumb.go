@@ -195,7 +195,11 @@ func (p *place) isLocal(link netlink.Link, ip net.IP) bool {
 
 func (p *place) wait(link netlink.Link, done func() (bool, error)) error {
 	for deadline := time.Now().Add(linkPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if ok, err := done(); ok || err != nil {
+		ok, err := done()
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue // the list changed while it was read, perhaps by what is waited for
+		}
+		if ok || err != nil {
 			if err != nil {
 				return fmt.Errorf("look at link %s in %s: %w", link.Attrs().Name, p.Name(), err)
 			}
