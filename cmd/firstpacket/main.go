@@ -17,6 +17,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1 // the command could not do its job; one sentence on stderr says why and what to do
 	exitUsage   = 2 // unknown flag, missing argument
+	exitNo      = 3 // the command did its job, and the answer is no: denied, not ready, would change
 )
 
 // errUsage marks errors of the command line itself.
@@ -24,20 +25,25 @@ type errUsage struct{ error }
 
 func (e errUsage) Unwrap() error { return e.error }
 
-func main() { os.Exit(run(os.Args[1:])) }
+// errNo ends a command whose answer is no and has been printed.
+var errNo = errors.New("the answer is no")
 
-func run(args []string) int {
+func main() { os.Exit(run(os.Args[0], os.Args[1:])) }
+
+func run(program string, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRoot()
-	root.SetArgs(args)
+	root.SetArgs(asPlugin(root, program, args))
 	err := root.ExecuteContext(ctx)
 	var usage errUsage
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.Is(err, errNo):
+		return exitNo
 	case errors.As(err, &usage):
-		fmt.Fprintf(os.Stderr, "firstpacket: %v\nRun 'firstpacket --help' for usage.\n", err)
+		fmt.Fprintf(os.Stderr, "firstpacket: %v\nRun '%s --help' for usage.\n", err, root.DisplayName())
 		return exitUsage
 	default:
 		fmt.Fprintf(os.Stderr, "firstpacket: %v\n", err)
@@ -52,7 +58,8 @@ func newRoot() *cobra.Command {
 		Long: `firstpacket enforces Kubernetes NetworkPolicy on a node. The kernel diverts the first packet of a new
 pod-bound connection to the agent, the agent judges it against compiled policy, and the kernel carries the rest.
 
-Exit status: 0 success, 1 the command could not do its job, 2 wrong usage.`,
+Exit status: 0 success, 1 the command could not do its job, 2 wrong usage, 3 the answer is no (see
+explain, simulate and status).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -62,9 +69,17 @@ Exit status: 0 success, 1 the command could not do its job, 2 wrong usage.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.ValidateFlagGroups(); err != nil {
+				return errUsage{err}
+			}
+			return nil
+		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
-	root.AddCommand(newAgent(), newBench(), newCleanup(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newBench(), newCleanup(), newLab(), newProbe(), newVersion())
+	root.AddCommand(newConvert(), newExplain(), newFlows(), newMatrix(), newSimulate(), newStatus())
+	root.AddCommand(toolCommands()...)
 	return root
 }
 

@@ -55,7 +55,9 @@ func (m *Matrix) extent(c *Cell) extent {
 const protocols = 4
 
 // all tells whether the span is a whole protocol.
-func (s Span) all() bool { return s.Last == s.First && s.First == 0 || s.First == minPort && s.Last == maxPort }
+func (s Span) all() bool {
+	return s.Last == s.First && s.First == 0 || s.First == minPort && s.Last == maxPort
+}
 
 // width counts the asked ports that the span joins; 1 where all were asked for.
 func (s Span) width(asked []Span) int {

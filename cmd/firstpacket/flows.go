@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/firstpacket/firstpacket/cmd/firstpacket/internal/terminal"
+	"github.com/firstpacket/firstpacket/proxy/flowread"
+	"github.com/firstpacket/firstpacket/proxy/flowstream"
+)
+
+// flowsOptions say which flows are shown, and from where.
+type flowsOptions struct {
+	filter flowread.Filter
+	files  []string
+	socket string
+	follow bool
+	since  time.Duration
+	output string
+}
+
+func newFlows() *cobra.Command {
+	var o flowsOptions
+	cmd := &cobra.Command{
+		Use:   "flows",
+		Short: "Show denied flows",
+		Long: `Show the flows that the agent of this node denied: the latest, from its socket, or those of flow logs, which are
+merged by time. --follow goes on as more are denied; a file is followed through rotation.
+
+Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream, 2 wrong usage.`,
+		Example: `  # what is denied on this node, from now on
+  firstpacket flows --follow
+
+  # why does this pod not get through? from the log files of two nodes
+  firstpacket flows --file node-a.log --file node-b.log --pod shop/web-1
+
+  # what one policy denies, as JSON lines
+  kubectl logs -n firstpacket ds/firstpacket | firstpacket flows --file - --policy shop/db -o json`,
+		Args: noArgs,
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.files, "file", nil, "read this flow log, - for stdin; repeatable (default: the agent's socket)")
+	f.StringVar(&o.socket, "socket", flowstream.DefaultPath, "socket of the agent on this node")
+	f.BoolVar(&o.follow, "follow", false, "go on as more flows are denied")
+	f.StringVar(&o.filter.Pod, "pod", "", "only flows from or to this pod, as namespace/name")
+	f.StringVarP(&o.filter.Namespace, "namespace", "n", "", "only flows from or to pods of this namespace")
+	f.StringVar(&o.filter.Policy, "policy", "", "only flows that this policy had a part in, as namespace/name or name")
+	f.DurationVar(&o.since, "since", 0, "only flows that are not older than this, like 10m")
+	verdict := &choice{allowed: []string{"deny", "would-deny", "would-allow"}}
+	f.Var(verdict, "verdict", "only flows with this verdict")
+	complete(cmd, "verdict", verdict.allowed...)
+	output := outputFlag(cmd, "table", "json")
+	cmd.MarkFlagsMutuallyExclusive("file", "socket")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.filter.Verdict, o.output = verdict.value, output.value
+		if o.since > 0 {
+			o.filter.Since = time.Now().Add(-o.since)
+		}
+		if err := o.filter.Validate(); err != nil {
+			return errUsage{err}
+		}
+		return o.run(cmd)
+	}
+	return cmd
+}
+
+// errStreamEnd says what the end of a stream may mean.
+var errStreamEnd = errors.New("the agent ended the stream: it stopped, has too many readers, or this one was too slow")
+
+func (o *flowsOptions) run(cmd *cobra.Command) error {
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	sources, closeAll, err := o.open(ctx, cmd.InOrStdin())
+	defer closeAll()
+	if err != nil {
+		return err
+	}
+	// The end of the command is the end of its sources; files end by themselves.
+	defer context.AfterFunc(ctx, closeAll)()
+
+	out := cmd.OutOrStdout()
+	sink := flowread.NewTable(out, terminal.Style(out), time.Local)
+	if o.output == "json" {
+		sink = flowread.NewJSON(out)
+	}
+	var st flowread.Stats
+	if o.follow {
+		st, err = flowread.Follow(sources, o.filter, sink, cancel)
+	} else {
+		st, err = flowread.Merge(sources, o.filter, sink)
+	}
+	if st.Unreadable > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: %d lines are no flows and were left out\n", st.Unreadable)
+	}
+	switch {
+	case cmd.Context().Err() != nil:
+		return nil // the user has seen enough
+	case err == nil && o.follow && len(o.files) == 0:
+		return errStreamEnd
+	}
+	return err
+}
+
+// open opens what is to be read. The function it returns closes what needs to be told.
+func (o *flowsOptions) open(ctx context.Context, stdin io.Reader) ([]flowread.Source, func(), error) {
+	if len(o.files) == 0 {
+		conn, err := flowstream.Dial(ctx, o.socket, flowstream.Request{Recent: -1, Follow: o.follow})
+		if err != nil {
+			return nil, func() {}, fmt.Errorf("%w; run this on the agent's node, or read its flow log with --file", err)
+		}
+		return []flowread.Source{{Name: o.socket, Reader: conn}}, func() { conn.Close() }, nil
+	}
+	var sources []flowread.Source
+	for _, name := range o.files {
+		if name == "-" {
+			sources = append(sources, flowread.Source{Name: "stdin", Reader: stdin})
+			continue
+		}
+		r, err := o.file(ctx, name)
+		if err != nil {
+			return nil, func() {}, err
+		}
+		sources = append(sources, flowread.Source{Name: name, Reader: r})
+	}
+	return sources, func() {}, nil
+}
+
+// file opens a flow log for the life of the process.
+func (o *flowsOptions) file(ctx context.Context, name string) (io.Reader, error) {
+	if o.follow {
+		return flowread.OpenTail(ctx, name, true)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("flow log: %w", err)
+	}
+	return f, nil
+}

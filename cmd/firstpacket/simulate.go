@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/firstpacket/firstpacket/cmd/firstpacket/internal/clusterflags"
+	"github.com/firstpacket/firstpacket/cmd/firstpacket/internal/terminal"
+	"github.com/firstpacket/firstpacket/policycache/reach"
+	"github.com/firstpacket/firstpacket/policycache/rule"
+)
+
+func newSimulate() *cobra.Command {
+	var flags clusterflags.Flags
+	var files []string
+	var remove, exitCode bool
+	cmd := &cobra.Command{
+		Use:   "simulate -f FILE",
+		Short: "Say what applying manifests would change",
+		Long: `Say which pods, nodes and addresses outside of the cluster would reach which pods at which other ports if the
+manifests were applied, or deleted. Nothing is applied. Every port and every address is looked at; pods that no rule can
+tell apart are told as one, with their number.
+
+The manifests may hold policies of every dialect, namespaces, nodes and pods. What they have problems with is said on
+stderr.
+
+Exit status: 0 success; with --exit-code, 3 if any verdict would change; 1 failure, 2 wrong usage.`,
+		Example: `  # what a policy would do to the cluster of the current context
+  firstpacket simulate -f policy.yaml
+
+  # what its removal would do to a cluster of manifests; for scripts
+  firstpacket simulate --manifests ./cluster -f policy.yaml --delete --exit-code -o json`,
+		Args: noArgs,
+	}
+	flags.Add(cmd)
+	output := outputFlag(cmd, "text", "json")
+	f := cmd.Flags()
+	filesFlag(cmd, &files, "manifests to apply: a file, a directory, or - for stdin; repeatable")
+	f.BoolVar(&remove, "delete", false, "delete the objects of the manifests instead of applying them")
+	f.BoolVar(&exitCode, "exit-code", false, "exit with 3 if any verdict would change")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if len(files) == 0 {
+			return errUsage{errors.New("no manifests: give them with -f")}
+		}
+		c, err := flags.Load(cmd.Context(), userAgent(), cmd.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		applied, err := c.Apply(stdinAsFile(files), remove)
+		if err != nil {
+			return err
+		}
+		warn(cmd.ErrOrStderr(), applied.Problems)
+		progress := terminal.NewProgress(cmd.ErrOrStderr(), "comparing")
+		d := reach.Compare(applied.Before, applied.After, applied.Affected, progress.Tell)
+		progress.Done()
+		out := cmd.OutOrStdout()
+		if output.value == "json" {
+			err = d.WriteJSON(out)
+		} else {
+			err = d.WriteText(out, terminal.Style(out))
+		}
+		if err == nil && exitCode && len(d.Changes) > 0 {
+			return errNo
+		}
+		return err
+	}
+	return cmd
+}
+
+// warn says what could not be understood of policies.
+func warn(w io.Writer, problems map[rule.Ref][]rule.Problem) {
+	refs := slices.SortedFunc(maps.Keys(problems), func(a, b rule.Ref) int {
+		return rule.Compare(&rule.Policy{Ref: a}, &rule.Policy{Ref: b})
+	})
+	for _, ref := range refs {
+		for _, p := range problems[ref] {
+			fmt.Fprintf(w, "firstpacket: warning: %s fails closed: %s\n", ref, p)
+		}
+	}
+}
+
+// filesFlag adds -f.
+func filesFlag(cmd *cobra.Command, files *[]string, usage string) {
+	cmd.Flags().StringArrayVarP(files, "filename", "f", nil, usage)
+	if err := cmd.MarkFlagFilename("filename", "yaml", "yml", "json"); err != nil {
+		panic(err) // only for flags that do not exist
+	}
+}
+
+// stdinAsFile gives - a name that can be opened.
+func stdinAsFile(files []string) []string {
+	named := slices.Clone(files)
+	for i, f := range named {
+		if f == "-" {
+			named[i] = "/dev/stdin"
+		}
+	}
+	return named
+}
