@@ -13,6 +13,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 TESTFLAGS   ?=
 PKG         ?= ./...
 FUZZTIME    ?= 30s
+DURATION    ?= 10m
 CACHE       := $(CURDIR)/.cache/bin
 
 export CGO_ENABLED := 0
@@ -57,6 +58,10 @@ test-race: need-gcc test-servers build ## Run the tests under the race detector
 .PHONY: test-vm
 test-vm: need-go ## Run the tests with real packets on a Debian kernel in a virtual machine (docs/kernels.md)
 	@$(GO) run ./bench/vm
+
+.PHONY: soak
+soak: need-go ## Churn a cluster for DURATION (10m): wrong verdicts, lost flows and leaks must be none
+	@FIRSTPACKET_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./bench/soak
 
 .PHONY: fuzz
 fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
