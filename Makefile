@@ -72,6 +72,10 @@ fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
 	done <<<"$$found"
 
+.PHONY: bench
+bench: build ## Measure everything beside its baselines; the report comes to bench/out (15 minutes, on a quiet machine)
+	@bin/firstpacket bench --output bench/out
+
 .PHONY: benchmark-once
 benchmark-once: need-go ## Run every Go benchmark once, so that none rots
 	@$(GO) test -run '^$$' -bench . -benchtime 1x $(PKG)

@@ -92,6 +92,10 @@ type Result struct {
 	Accepted int `json:"accepted,omitempty"`
 	Refused  int `json:"refused,omitempty"`
 	TimedOut int `json:"timedOut,omitempty"`
+	// Overtaken, for Count, are resets that came before the last packet of their handshake. That happens when the one is
+	// sent on another processor than the other: the client had the connection, and the server's kernel forgot it, or had
+	// just accepted it after all.
+	Overtaken int `json:"overtaken,omitempty"`
 	// Bytes and Packets were sent, for Stream and Packets; received, for Count.
 	Bytes   uint64 `json:"bytes,omitempty"`
 	Packets uint64 `json:"packets,omitempty"`

@@ -3,6 +3,10 @@ package load
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +32,8 @@ const acceptPause = time.Millisecond
 // server counts what reaches its ports.
 type server struct {
 	accepted, requests, bytes atomic.Uint64
+	// forgotten are the embryonic resets of before the last Reset.
+	forgotten uint64
 	stop                      atomic.Bool
 	listeners, answerers      int // epoll instances
 	done                      chan error
@@ -190,27 +196,69 @@ const (
 )
 
 func (s *server) do(job Job) Result {
-	switch job.Kind {
-	case Reset, Count:
-		last := s.counts()
-		for begin := time.Now(); last.Accepted+int(last.Packets) < job.Limit && time.Since(begin) < late; last = s.counts() {
-			time.Sleep(acceptPause)
-		}
-		for calm := time.Now(); time.Since(calm) < quiet; time.Sleep(acceptPause) {
-			if now := s.counts(); now.Accepted != last.Accepted || now.Packets != last.Packets || now.Bytes != last.Bytes {
-				last, calm = now, time.Now()
-			}
-		}
-		if job.Kind == Reset {
-			s.accepted.Store(0)
-			s.requests.Store(0)
-			s.bytes.Store(0)
-		}
-		return last
+	if job.Kind != Reset && job.Kind != Count {
+		return Result{Error: fmt.Sprintf("a server does no job of kind %q", job.Kind)}
 	}
-	return Result{Error: fmt.Sprintf("a server does no job of kind %q", job.Kind)}
+	last, err := s.final(job.Limit)
+	if err != nil {
+		return Result{Error: err.Error()}
+	}
+	if job.Kind == Reset {
+		s.accepted.Store(0)
+		s.requests.Store(0)
+		s.bytes.Store(0)
+		if s.forgotten, err = embryonicResets(); err != nil {
+			return Result{Error: err.Error()}
+		}
+	}
+	return last
 }
 
-func (s *server) counts() Result {
-	return Result{Accepted: int(s.accepted.Load()), Packets: s.requests.Load(), Bytes: s.bytes.Load()}
+// final is the counts when nothing more comes, and as many connections or requests are there as are due, if ever.
+func (s *server) final(due int) (Result, error) {
+	var last Result
+	for begin, calm := time.Now(), time.Now(); ; time.Sleep(acceptPause) {
+		now, err := s.counts()
+		if err != nil {
+			return now, err
+		}
+		if now.Accepted != last.Accepted || now.Packets != last.Packets || now.Bytes != last.Bytes {
+			last, calm = now, time.Now()
+		}
+		short := now.Accepted+now.Overtaken+int(now.Packets) < due && time.Since(begin) < late
+		if !short && time.Since(calm) >= quiet {
+			return last, nil
+		}
+	}
+}
+
+func (s *server) counts() (Result, error) {
+	resets, err := embryonicResets()
+	return Result{
+		Accepted: int(s.accepted.Load()), Overtaken: int(resets - s.forgotten), Packets: s.requests.Load(),
+		Bytes: s.bytes.Load(),
+	}, err
+}
+
+// embryonicResets is the number of handshakes that a reset ended, in this namespace (TcpExt EmbryonicRsts).
+func embryonicResets() (uint64, error) {
+	b, err := os.ReadFile("/proc/self/net/netstat")
+	if err != nil {
+		return 0, fmt.Errorf("read TCP's counters: %w", err)
+	}
+	var names []string
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "TcpExt:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		if i := slices.Index(names, "EmbryonicRsts"); i >= 0 && i < len(fields) {
+			return strconv.ParseUint(fields[i], 10, 64)
+		}
+	}
+	return 0, errors.New("read TCP's counters: there is no EmbryonicRsts")
 }

@@ -119,10 +119,14 @@ func (s *Suite) flips(ctx context.Context, c *contender, change func(admit bool)
 			return nil, fmt.Errorf("%w: change %d was never obeyed, or before it was made", errUnbelievable, i+1)
 		}
 		took = append(took, time.Duration(a.r.At-start))
+		time.Sleep(eventPause)
 	}
 	slices.Sort(took)
 	return took, nil
 }
+
+// eventPause lies between changes, so that what an agent does after one is not in the way of the next.
+const eventPause = 20 * time.Millisecond
 
 // probeRate is how often a connection is tried, a second: what it adds to the times is one part of this.
 const probeRate = 4000

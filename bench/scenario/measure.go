@@ -160,14 +160,14 @@ func (e *entry) check(r, served *load.Result, queued uint64) error {
 		return fail("nothing was begun")
 	case e.job.Want == load.Refused && r.Refused != r.Begun:
 		return fail("of %d connections, %d were refused", r.Begun, r.Refused)
-	case e.job.Want == load.Refused && arrived > 0:
+	case e.job.Want == load.Refused && arrived+served.Overtaken > 0:
 		return fail("%d denied connections reached the server", arrived)
 	case e.job.Want == load.Refused:
 	case r.TimedOut > r.Begun/100:
 		return fail("of %d connections, %d had no answer", r.Begun, r.TimedOut)
 	case r.Accepted+r.TimedOut != r.Begun:
 		return fail("of %d connections, %d were accepted", r.Begun, r.Accepted)
-	case arrived < r.Accepted-overtaken(r.Accepted) || arrived > r.Begun:
+	case arrived+served.Overtaken < r.Accepted || arrived > r.Begun:
 		return fail("the client had %d connections accepted, the server saw %d", r.Accepted, arrived)
 	}
 	if e.queued == nil {
@@ -180,10 +180,6 @@ func (e *entry) check(r, served *load.Result, queued uint64) error {
 	}
 	return nil
 }
-
-// overtaken is how many of n connections the server may not have seen: the reset that ends a connection overtakes the
-// last packet of its handshake when the client's thread moves to another processor in between.
-func overtaken(n int) int { return 2 + n/100 }
 
 // result is what the report says of the entry.
 func (e *entry) result() report.Contender {
