@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"debug/buildinfo"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ const (
 
 // ErrPlatform is wrapped by Build's error if a program was not built for linux, or two for the same platform.
 var ErrPlatform = errors.New("wrong platform")
+
+// ErrDynamic is wrapped by Build's error if a program needs a loader, which the image does not have.
+var ErrDynamic = errors.New("not a static program: build it with CGO_ENABLED=0")
 
 // Options describe an image.
 type Options struct {
@@ -111,6 +115,9 @@ func (o *Options) labels() map[string]string {
 func (o *Options) image(path string, info *buildinfo.BuildInfo, platform v1.Platform) (v1.Image, error) {
 	program, err := os.ReadFile(path)
 	if err != nil {
+		return nil, err
+	}
+	if err := static(program); err != nil {
 		return nil, err
 	}
 	sbom, err := Inventory(info, o.Version)
@@ -195,6 +202,19 @@ func netAdmin() []byte {
 		b = binary.LittleEndian.AppendUint32(b, word)
 	}
 	return b
+}
+
+func static(program []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return err
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return ErrDynamic
+		}
+	}
+	return nil
 }
 
 func setting(info *buildinfo.BuildInfo, key string) string {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,6 +34,11 @@ func compile(t *testing.T, system, arch string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), system+"-"+arch)
 	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "./testdata/tiny")
+	if system == "linux" && arch == "pie" {
+		// An executable that the linker makes position-independent has an interpreter on linux, without any C.
+		arch = "amd64"
+		cmd.Args = slices.Insert(cmd.Args, 2, "-buildmode=pie")
+	}
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+system, "GOARCH="+arch)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -172,6 +178,9 @@ func TestWrongPlatforms(t *testing.T) {
 		if _, err := Build(Options{Programs: list}); !errors.Is(err, ErrPlatform) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := Build(Options{Programs: []string{compile(t, "linux", "pie")}}); !errors.Is(err, ErrDynamic) {
+		t.Errorf("a program that needs a loader: %v", err)
 	}
 	if _, err := Build(Options{Programs: []string{"image_test.go"}}); err == nil {
 		t.Error("a text was taken for a program")
