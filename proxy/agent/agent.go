@@ -245,6 +245,7 @@ func (a *agent) enforce(ctx context.Context) error {
 		}
 		return err
 	})
+	group.Go(func() error { trimMemory(); return nil })
 	return group.Wait()
 }
 

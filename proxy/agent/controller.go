@@ -36,6 +36,8 @@ type controller struct {
 	bank      int // of generations; see nextGeneration
 	evaluator *engine.Evaluator
 
+	prewarmer prewarmer
+
 	// turn belongs to who changes the table, with the fields below it.
 	turn       sync.Mutex
 	generation uint32
@@ -100,6 +102,10 @@ func (c *controller) install(ctx context.Context, b source.Batch) error {
 	}
 	c.publisher.committed.Store(c.generation)
 	c.record(b, snapshot, nil)
+	c.prewarmer.update(snapshot, nil)
+	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Learn: c.prewarm(snapshot, everything{})}); err != nil {
+		return err
+	}
 	// What an earlier agent admitted, tuples and flows, is judged again.
 	c.settler.settle(settlement{snapshot: snapshot, generation: c.generation, all: true, adopt: true})
 	return nil
@@ -169,6 +175,8 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 		c.subjects[s.Addr] = kernelSubject(s)
 		update.Subjects = append(update.Subjects, c.subjects[s.Addr])
 	}
+	c.prewarmer.update(snapshot, delta.Affected)
+	update.Learn = c.prewarm(snapshot, affected)
 	// First the snapshot, then the transaction: a thread that already sees the new snapshot holds its packets until the
 	// kernel knows the generation. The other order would admit by an old snapshot.
 	c.publisher.current.Store(&view{snapshot, generation})
@@ -185,6 +193,13 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 	c.log.Debug().Uint32("generation", generation).Int("affected", len(delta.Affected)).
 		Int("forgotten", len(update.Forget)).Int("subjects", len(delta.Subjects)).Msg("applied")
 	return nil
+}
+
+// prewarm returns tuples to be learnt, of which learned knows from now on. The caller has the turn.
+func (c *controller) prewarm(s *engine.Snapshot, of affectedSet) []ruleset.Tuple {
+	tuples := c.prewarmer.tuples(c.subjects, of, c.allowedIn(s))
+	c.learned.adopt(tuples)
+	return tuples
 }
 
 // publishSame hands threads a snapshot in which no verdict differs, so that the logs name owners as they are now.
