@@ -96,7 +96,7 @@ func (o *flowsOptions) run(cmd *cobra.Command) error {
 		st, err = flowread.Merge(sources, o.filter, sink)
 	}
 	if st.Unreadable > 0 {
-		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: %d lines are no flows and were left out\n", st.Unreadable)
+		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: lines that are no flows, left out: %d\n", st.Unreadable)
 	}
 	switch {
 	case cmd.Context().Err() != nil:

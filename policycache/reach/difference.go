@@ -24,6 +24,8 @@ type Difference struct {
 type Change struct {
 	From Party `json:"from"`
 	To   Party `json:"to"`
+	// Family is IPv4 or IPv6.
+	Family string `json:"family"`
 	// Pairs counts the pairs of addresses that it is about.
 	Pairs int `json:"pairs"`
 	// Allowed are ports that would be allowed and are denied now; Denied the other way round.
@@ -90,7 +92,10 @@ func (q *comparison) pair(d *Difference, from, to *class) {
 	}
 	q.was = judge(q.ev, q.before, src, dst, q.spans, q.was)
 	q.is = judge(q.ev, q.after, src, dst, q.spans, q.is)
-	c := Change{Pairs: count}
+	c := Change{Pairs: count, Family: "IPv6"}
+	if from.is4() {
+		c.Family = "IPv4"
+	}
 	alike := func(i, j int) bool { return q.was[i] == q.was[j] && q.is[i] == q.is[j] }
 	runs(q.spans, alike, func(joint Span, i int) {
 		switch {

@@ -1,9 +1,9 @@
 package reach
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/firstpacket/firstpacket/policycache/rule"
 )
@@ -73,11 +73,10 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// outsideOf gathers the ranges that lie in the same blocks.
+// outsideOf makes a class of the ranges that lie in the same blocks.
 func outsideOf(worlds []World, list []*rule.Block, all []addressRange) []*class {
-	byBlocks := map[string]*class{}
-	named := map[*class][]string{}
-	var order []*class
+	known := map[string]bool{}
+	var found []*class
 	var buf []byte
 	for _, r := range all {
 		a, ok := vacant(worlds, r)
@@ -85,28 +84,41 @@ func outsideOf(worlds []World, list []*rule.Block, all []addressRange) []*class 
 			continue
 		}
 		buf = membership(list, a, buf)
-		c := byBlocks[string(buf)]
-		if c == nil {
-			c = &class{members: []member{{addr: a}}}
-			byBlocks[string(buf)] = c
-			order = append(order, c)
+		if !known[string(buf)] {
+			known[string(buf)] = true
+			found = append(found, &class{members: []member{{addr: a}}, outside: describe(list, a)})
 		}
-		named[c] = append(named[c], r.String())
 	}
-	for _, c := range order {
-		c.outside = "outside " + shorten(named[c])
+	return found
+}
+
+// describe names the class of an address after the narrowest block that it lies in.
+func describe(list []*rule.Block, a netip.Addr) string {
+	var narrowest *rule.Block
+	for _, b := range list {
+		if b.Contains(a) && (narrowest == nil || b.CIDR.Bits() > narrowest.CIDR.Bits()) {
+			narrowest = b
+		}
 	}
-	return order
+	if narrowest == nil {
+		return fmt.Sprintf("outside of all blocks (like %s)", a)
+	}
+	return fmt.Sprintf("outside in %s (like %s)", narrowest, a)
 }
 
 // tries bounds how far a range is searched for an address that nobody owns.
 const tries = 1 << 16
 
+// usualAddrs are the first ones that hosts of the internet have (RFC 1122, section 3.2.1.3; RFC 4291, section 2.4).
+var usualAddrs = []netip.Addr{netip.MustParseAddr("1.0.0.1"), netip.MustParseAddr("2000::1")}
+
 // vacant finds an address of the range that is not for pods and that nobody in the cluster owns.
 func vacant(worlds []World, r addressRange) (netip.Addr, bool) {
 	a := r.first
-	if a.IsUnspecified() && r.last != a {
-		a = a.Next() // no packet has that one
+	for _, usual := range usualAddrs {
+		if r.first.Compare(usual) <= 0 && usual.Compare(r.last) <= 0 && usual.Is4() == a.Is4() {
+			a = usual
+		}
 	}
 	for _, w := range worlds {
 		// The ranges were cut at the ends of these prefixes, so that one address speaks for all of its range.
@@ -125,27 +137,4 @@ func vacant(worlds []World, r addressRange) (netip.Addr, bool) {
 		a = a.Next()
 	}
 	return netip.Addr{}, false
-}
-
-// String prints the range as a prefix if it is one.
-func (r addressRange) String() string {
-	for bits := range r.first.BitLen() + 1 {
-		p := netip.PrefixFrom(r.first, bits)
-		if p.Masked().Addr() == r.first && lastOf(p) == r.last {
-			if bits == r.first.BitLen() {
-				return r.first.String()
-			}
-			return p.String()
-		}
-	}
-	return r.first.String() + "-" + r.last.String()
-}
-
-// shorten keeps the first few of the parts.
-func shorten(parts []string) string {
-	const most = 2
-	if len(parts) > most {
-		return strings.Join(parts[:most], ", ") + ", ..."
-	}
-	return strings.Join(parts, ", ")
 }

@@ -196,20 +196,9 @@ func (d *Difference) WriteJSON(w io.Writer) error { return writeJSON(w, d) }
 func (d *Difference) WriteText(w io.Writer, style term.Style) error {
 	var b strings.Builder
 	section := func(title string, mark func(string) string, ports func(*Change) []Span) {
-		first := true
-		for i := range d.Changes {
-			c := &d.Changes[i]
-			if len(ports(c)) == 0 {
-				continue
-			}
-			if first {
-				fmt.Fprintln(&b, style.Bold(title))
-				first = false
-			}
-			fmt.Fprintf(&b, "  %s -> %s: %s\n", c.From, c.To, mark(join(ports(c))))
-		}
-		if !first {
-			fmt.Fprintln(&b)
+		lines := d.lines(mark, ports)
+		if len(lines) > 0 {
+			fmt.Fprintf(&b, "%s\n%s\n\n", style.Bold(title), strings.Join(lines, "\n"))
 		}
 	}
 	section("Would be allowed:", style.Good, func(c *Change) []Span { return c.Allowed })
@@ -228,6 +217,31 @@ func (d *Difference) WriteText(w io.Writer, style term.Style) error {
 		fmt.Fprintf(&b, "%d pairs of addresses would reach each other at more ports, %d at fewer.\n", d.Gained, d.Lost)
 	}
 	return write(w, b.String())
+}
+
+// lines prints a line for each change that has such ports. What is the same over IPv6 as over IPv4 is told once.
+func (d *Difference) lines(mark func(string) string, ports func(*Change) []Span) []string {
+	var lines []string
+	told := map[string]bool{}
+	for _, family := range []string{"IPv4", "IPv6"} {
+		for i := range d.Changes {
+			c := &d.Changes[i]
+			if c.Family != family || len(ports(c)) == 0 {
+				continue
+			}
+			line := fmt.Sprintf("  %s -> %s: %s", c.From, c.To, mark(join(ports(c))))
+			if told[line] {
+				continue
+			}
+			if family == "IPv4" {
+				told[line] = true
+			} else {
+				line += " over IPv6"
+			}
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // String names the party in a line.
