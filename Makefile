@@ -50,6 +50,10 @@ test: test-servers build ## Run all tests, with real packets and a real API serv
 	@echo "testing $(PKG)"
 	@$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
 
+.PHONY: test-deploy
+test-deploy: need-go ## Run the tests of the chart, the image and the alert rules (a module of its own)
+	@$(GO) test -C deploy/build -timeout 20m $(TESTFLAGS) ./...
+
 .PHONY: test-race
 test-race: need-gcc test-servers build ## Run the tests under the race detector
 	@echo "testing $(PKG) under the race detector"
@@ -89,6 +93,28 @@ lint: $(CACHE)/golangci-lint ## Check formatting, go.mod, the direction of impor
 .PHONY: lint-fix
 lint-fix: $(CACHE)/golangci-lint ## Let the linters mend what they can, formatting included
 	@$(CACHE)/golangci-lint run --allow-parallel-runners --fix $(PKG)
+
+##@ Deployment
+
+.PHONY: generate
+generate: need-go ## Make the plain manifests and the chart's copies anew from what they are made of
+	@$(GO) run -C deploy/build ./generate
+
+IMAGE_PLATFORMS   ?= amd64 arm64
+IMAGE_PROGRAMS    := $(IMAGE_PLATFORMS:%=.cache/image-programs/firstpacket-%)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+export SOURCE_DATE_EPOCH
+
+.PHONY: image
+image: $(IMAGE_PROGRAMS) ## Build the container image as an OCI layout, .cache/image, and its bills of materials
+	@$(GO) run -C deploy/build ./imagecmd -o $(CURDIR)/.cache/image -version $(VERSION) \
+		-revision "$$(git rev-parse HEAD 2>/dev/null)" $(IMAGE_PROGRAMS:%=$(CURDIR)/%)
+
+# Nothing of this machine gets into these: the same source gives the same image.
+.PHONY: $(IMAGE_PROGRAMS)
+$(IMAGE_PROGRAMS): .cache/image-programs/firstpacket-%: need-go
+	@GOOS=linux GOARCH=$* $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' \
+		-o $@ ./cmd/firstpacket
 
 ##@ Tools, built from source once and kept in .cache/bin
 
