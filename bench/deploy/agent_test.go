@@ -266,6 +266,14 @@ func TestAgent(t *testing.T) {
 		}
 	}
 	process(t, k, agent.Process.Pid)
+	if mapped(k.container.User) {
+		bare := *k
+		bare.container.Capabilities = nil
+		said, err := bare.exec(t.Context(), []string{"/firstpacket", "version"})
+		if err == nil || !strings.Contains(string(said), "operation not permitted") {
+			t.Errorf("without NET_ADMIN for the container: %v: %s; docs/security.md says that it does not start", err, said)
+		}
+	}
 
 	s := n.status(t)
 	if s.Node != nodeName || len(s.Errors) > 0 {
