@@ -26,7 +26,6 @@ var packages = []string{
 	"proxy/ruleset",
 	"proxy/conntrack",
 	"bench/lab",
-	"bench/lab/cases",
 	"bench/vm/guest",
 }
 
@@ -96,8 +95,8 @@ func run(ctx context.Context, o *options) error {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	err = boot(ctx, o, k, image)
-	if ctx.Err() != nil {
-		return fmt.Errorf("the machine did not end within %s: %w", o.timeout, errors.Join(ctx.Err(), err))
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("the machine did not end within %s: %w", o.timeout, err)
 	}
 	return err
 }
