@@ -71,3 +71,51 @@ func TestAcquireNeverClaimsReplacedView(t *testing.T) {
 	close(stop)
 	<-done
 }
+
+func TestBanksNeverShareANumber(t *testing.T) {
+	for _, numbers := range []int{4, 16, 64} {
+		marks := [2]map[uint32]bool{{}, {}}
+		for bank := range marks {
+			last := uint32(1<<32 - 100) // and past the end of the numbers
+			for range 300 {
+				next := nextGeneration(last, bank, numbers)
+				if next-last > uint32(numbers) || next == 0 {
+					t.Fatalf("bank %d of %d numbers: %d comes after %d", bank, numbers, next, last)
+				}
+				marks[bank][next%uint32(numbers)] = true
+				last = next
+			}
+		}
+		for m := range marks[0] {
+			if marks[1][m] {
+				t.Errorf("of %d numbers, both banks have %d", numbers, m)
+			}
+		}
+		if len(marks[0])+len(marks[1]) != numbers {
+			t.Errorf("of %d numbers, %d and %d are used", numbers, len(marks[0]), len(marks[1]))
+		}
+	}
+}
+
+func TestQuiesceWaitsForTheBatch(t *testing.T) {
+	u := &viewUser{}
+	p := &publisher{users: []*viewUser{{}, u}}
+	p.current.Store(&view{generation: 1})
+	if err := p.quiesce(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	u.acquire(p)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := p.quiesce(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while a thread has a batch in hand: %v", err)
+	}
+	done := make(chan error)
+	go func() { done <- p.quiesce(t.Context()) }()
+	time.Sleep(time.Millisecond)
+	u.release()
+	u.acquire(p) // the next batch is not waited for
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -32,6 +32,7 @@ type judge struct {
 	denied    *flowlog.Ring // nil without a flow log
 	counts    *metrics.Verdicts
 	clock     *clock
+	fair      fairness
 
 	// view is the one in use between Begin and End.
 	view *view
@@ -45,6 +46,7 @@ type judge struct {
 // Begin takes the snapshot that the batch is judged with.
 func (j *judge) Begin() {
 	j.view = j.user.acquire(j.publisher)
+	j.fair.begin()
 	j.early = j.publisher.committed.Load() != j.view.generation
 }
 
@@ -66,10 +68,13 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 	if j.publisher.passing.Load() {
 		return queue.Verdict{Kind: queue.Repeat, Mark: j.marks.With(p.Mark, 0)}
 	}
+	j.flow.Decode(p.Payload)
+	if !p.Held && !j.fair.admits(j.view.snapshot, &j.flow, p.Received) {
+		return queue.Verdict{Kind: queue.Drop}
+	}
 	if j.early && !p.Expired {
 		return queue.Verdict{Kind: queue.Hold} // until the controller, having committed, wakes the queue
 	}
-	j.flow.Decode(p.Payload)
 	v := j.evaluator.Judge(j.view.snapshot, &j.flow, hookOf(p.Hook), p.Expired)
 	if v.Action == engine.Hold {
 		j.counts.Held.Add(1)

@@ -26,6 +26,16 @@ func (a *agent) register(r *prometheus.Registry) {
 			Name: "firstpacket_repairs_total",
 			Help: "Times somebody else had changed the table and it was written anew.",
 		}, func() float64 { return float64(a.controller.repairs.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "firstpacket_shed_packets_total",
+			Help: "Packets dropped unjudged because their source sent more than its share while a queue was crowded.",
+		}, func() float64 {
+			var n uint64
+			for _, j := range a.judges {
+				n += j.fair.shed.Load()
+			}
+			return float64(n)
+		}),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
