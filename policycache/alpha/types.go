@@ -9,6 +9,7 @@
 package alpha
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 
@@ -44,6 +45,20 @@ func ExplainThirdParty(name string) string {
 
 // thirdPartyName is that of the announcement.
 const thirdPartyName = "network-policy.net.alpha.kubernetes.io"
+
+// Bare tells whether an object of kind NetworkPolicy that names no apiVersion is one of this dialect. The announcement
+// wrote them so, because the path they were posted to named it. What gives them away is spec.allowIncoming, which no
+// other dialect has.
+func Bare(object []byte) bool {
+	var o struct {
+		Spec map[string]json.RawMessage `json:"spec"`
+	}
+	if err := json.Unmarshal(object, &o); err != nil {
+		return false
+	}
+	_, ok := o.Spec["allowIncoming"]
+	return ok
+}
 
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {

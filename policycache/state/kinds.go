@@ -92,7 +92,11 @@ func ManifestKinds() []manifests.Kind {
 		manifests.Kind{
 			GroupVersionKind: alpha.GroupVersion.WithKind(alpha.Kind),
 			Resource:         alpha.Resource, Namespaced: true, Validate: compiled,
-			New: func() manifests.Object { return &alpha.NetworkPolicy{} },
+			New: func() manifests.Object { return &alpha.NetworkPolicy{} }, Bare: alpha.Bare,
+		},
+		manifests.Kind{
+			GroupVersionKind: extensionsv1beta1.SchemeGroupVersion.WithKind(alpha.ThirdPartyResource),
+			Resource:         "thirdpartyresources", Explain: alpha.ExplainThirdParty,
 		},
 		manifests.Kind{
 			GroupVersionKind: extensionsv1beta1.SchemeGroupVersion.WithKind("NetworkPolicy"),

@@ -9,6 +9,7 @@ import (
 	"github.com/firstpacket/firstpacket/classify/packet"
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/classify/source/manifests"
+	"github.com/firstpacket/firstpacket/policycache/alpha"
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/rule"
 )
@@ -117,6 +118,65 @@ func TestEveryDialectComesThrough(t *testing.T) {
 				t.Error("still isolated")
 			}
 		})
+	}
+}
+
+// announced are the manifests of the announcement of March 2016: the resource, and a policy that names no apiVersion.
+const announced = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: tenant-a, annotations: {net.alpha.kubernetes.io/network-isolation: "on"}}
+---
+{"kind": "ThirdPartyResource", "apiVersion": "extensions/v1beta1",
+ "metadata": {"name": "network-policy.net.alpha.kubernetes.io"},
+ "description": "Network policy specification", "versions": [{"name": "v1alpha1"}]}
+---
+{"kind": "NetworkPolicy",
+ "metadata": {"name": "pol1", "namespace": "tenant-a"},
+ "spec": {
+   "allowIncoming": {
+     "from": [{ "pods": { "segment": "frontend" } }],
+     "toPorts": [{ "port": 80, "protocol": "TCP" }]
+   },
+   "podSelector": { "segment": "backend" }
+ }}`
+
+func TestAnnouncementAsItWasWritten(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "all.yaml")
+	if err := os.WriteFile(file, []byte(base+"---"+announced), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	objects, problems := manifests.LoadKinds(ManifestKinds(), file)
+	if err := problems.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if len(objects.Ignored) != 0 || len(objects.Notes) != 1 ||
+		objects.Notes[0].Object != "ThirdPartyResource network-policy.net.alpha.kubernetes.io" ||
+		objects.Notes[0].Text != alpha.ExplainThirdParty("network-policy.net.alpha.kubernetes.io") {
+		t.Errorf("ignored %v, notes %v", objects.Ignored, objects.Notes)
+	}
+	changes, err := Of(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New("n1")
+	snapshot, _ := s.Apply(changes)
+	if !allowed(snapshot, 80) || allowed(snapshot, 81) || len(s.Problems()) != 0 {
+		t.Errorf("port 80 %v, port 81 %v, problems %v", allowed(snapshot, 80), allowed(snapshot, 81), s.Problems())
+	}
+}
+
+// TestForgottenVersionIsAnError: a policy of today that lost its apiVersion must not be taken for one of 2016, which
+// would have no effect without the annotation.
+func TestForgottenVersionIsAnError(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "all.yaml")
+	const forgotten = "kind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n"
+	if err := os.WriteFile(file, []byte(forgotten), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	objects, problems := manifests.LoadKinds(ManifestKinds(), file)
+	if len(problems) != 1 || problems[0].Field != "apiVersion" || len(objects.List) != 0 {
+		t.Errorf("objects %v, problems %v", objects.List, problems)
 	}
 }
 

@@ -95,6 +95,9 @@ func (a *agent) openDirectory() (*feed, error) {
 		for _, kind := range st.Ignored {
 			log.Info().Stringer("kind", kind).Msg("ignoring objects of a kind that policy does not depend on")
 		}
+		for _, n := range st.Notes {
+			log.Info().Stringer("manifest", n).Msg("ignoring an object that has no meaning any more")
+		}
 		log.Info().Uint64("load", st.Number).Int("files", st.Files).Int("objects", st.Objects).Msg("manifests read")
 	}})
 	if err != nil {

@@ -22,6 +22,8 @@ type decoded struct {
 	objects []typed
 	// ignored are the kinds of objects that are not understood.
 	ignored []schema.GroupVersionKind
+	// notes lack File, Document and Line.
+	notes []Note
 	// problems lack File, Document and Line.
 	problems []Problem
 	// syntax is true when the only problem is the YAML parser's, whose line numbers are those of the document.
@@ -70,6 +72,9 @@ func (r *registry) decodeValue(d *decoded, js json.RawMessage, path string, inhe
 	if head.APIVersion == "" && head.Kind == "" {
 		head = inherited
 	}
+	if head.APIVersion == "" {
+		head.APIVersion = r.versionOf(head.Kind, js)
+	}
 	if head.APIVersion == "" || head.Kind == "" {
 		missing := "apiVersion"
 		if head.Kind == "" {
@@ -104,7 +109,31 @@ func (r *registry) decodeValue(d *decoded, js json.RawMessage, path string, inhe
 		}
 		return
 	}
+	if kind.Explain != nil {
+		r.explain(d, kind, js, path)
+		return
+	}
 	r.decodeObject(d, kind, js, path, head)
+}
+
+// versionOf is the apiVersion of an object that does not name its own, if there is a kind that knows it as one of its.
+func (r *registry) versionOf(kind string, js json.RawMessage) string {
+	for _, k := range r.bare[kind] {
+		if k.Bare(js) {
+			return k.GroupVersion().String()
+		}
+	}
+	return ""
+}
+
+// explain notes what is to be said of an object that means nothing.
+func (r *registry) explain(d *decoded, kind *Kind, js json.RawMessage, path string) {
+	var o metav1.PartialObjectMetadata
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(js, &o); err != nil {
+		d.failDecoding("", path, err)
+		return
+	}
+	d.notes = append(d.notes, Note{Object: describe(kind.Kind, o.Namespace, o.Name), Text: kind.Explain(o.Name)})
 }
 
 func (r *registry) decodeList(d *decoded, js json.RawMessage, path string, inherited metav1.TypeMeta, depth int) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,8 @@ type content struct {
 	sum     [sha256.Size]byte
 	objects []placed
 	ignored []schema.GroupVersionKind
+	// notes lack File.
+	notes []Note
 	// documents finds the documents' results by their sums, for the next version of the file.
 	documents map[[sha256.Size]byte]*decoded
 	// problems lack File. Content that has any is never in force.
@@ -59,6 +62,10 @@ func (r *registry) parse(raw []byte, before *content) *content {
 			c.problems = append(c.problems, p)
 		}
 		c.ignored = append(c.ignored, d.ignored...)
+		for _, n := range d.notes {
+			n.Document, n.Line = doc.number, doc.line
+			c.notes = append(c.notes, n)
+		}
 		for _, t := range d.objects {
 			o := placed{t, doc.number, doc.line}
 			if other, ok := first[o.objectID()]; ok {
@@ -97,6 +104,15 @@ func (c *content) located(file string) Problems {
 		ps[i] = &p
 	}
 	return ps
+}
+
+// noted returns the content's notes as those of the file.
+func (c *content) noted(file string) []Note {
+	notes := slices.Clone(c.notes)
+	for i := range notes {
+		notes[i].File = file
+	}
+	return notes
 }
 
 // objectID is what must be unique among all files.

@@ -28,6 +28,12 @@ type Kind struct {
 	Default func(Object)
 	// Validate finds what is wrong with a defaulted object, its metadata included.
 	Validate func(Object) field.ErrorList
+	// Bare tells whether an object of that kind which names no apiVersion is one of these, as once was enough where
+	// the path of a request named it. Nil means that none is.
+	Bare func(object []byte) bool
+	// Explain, if set, makes this a kind that is recognised and means nothing here: of each object, by its name, it
+	// says why. All other fields but the names are unused then.
+	Explain func(name string) string
 }
 
 // Kinds returns the kinds that are understood unless Options say otherwise. Append to it to have more.
@@ -76,14 +82,19 @@ type registry struct {
 	byKind map[schema.GroupVersionKind]*Kind
 	// versions has the version that is understood of each group and kind.
 	versions map[schema.GroupKind]string
+	// bare has the kinds that objects without apiVersion may be of, by their names.
+	bare map[string][]*Kind
 }
 
 func newRegistry(kinds []Kind) *registry {
 	if kinds == nil {
 		kinds = Kinds()
 	}
-	r := &registry{map[schema.GroupVersionKind]*Kind{}, map[schema.GroupKind]string{}}
+	r := &registry{map[schema.GroupVersionKind]*Kind{}, map[schema.GroupKind]string{}, map[string][]*Kind{}}
 	for i := range kinds {
+		if kinds[i].Bare != nil {
+			r.bare[kinds[i].Kind] = append(r.bare[kinds[i].Kind], &kinds[i])
+		}
 		r.byKind[kinds[i].GroupVersionKind] = &kinds[i]
 		r.versions[kinds[i].GroupKind()] = kinds[i].Version
 	}

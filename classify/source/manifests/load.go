@@ -18,6 +18,8 @@ type Objects struct {
 	List []Located
 	// Ignored are the kinds of objects that were not understood, each once.
 	Ignored []schema.GroupVersionKind
+	// Notes are what is to be said of objects that mean nothing, in the order of files and documents.
+	Notes []Note
 }
 
 // Located is an object and where it was found.
@@ -78,7 +80,9 @@ func LoadKinds(kinds []Kind, paths ...string) (Objects, Problems) {
 			objects.List = append(objects.List, Located{o.object, o.kind.GroupVersionKind, file, o.document, o.line})
 		}
 		ignored = append(ignored, c.ignored...)
+		objects.Notes = append(objects.Notes, c.noted(file)...)
 	}
+	slices.SortStableFunc(objects.Notes, Note.compare)
 	slices.SortFunc(objects.List, func(a, b Located) int {
 		return cmp.Or(
 			strings.Compare(a.Kind.Kind, b.Kind.Kind), strings.Compare(a.Kind.Group, b.Kind.Group),

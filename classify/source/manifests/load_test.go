@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // write fills a directory: names and contents in turn.
@@ -418,4 +420,60 @@ func FuzzLoad(f *testing.F) {
 			t.Error("parsing again gives something else")
 		}
 	})
+}
+
+func TestKindsThatAreExplained(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", podYAML("web")+"---\n{apiVersion: old/v1, kind: Thing, metadata: {name: t}, odd: true}\n",
+		"b.yaml", "{apiVersion: old/v1, kind: ThingList, items: [{metadata: {name: u, namespace: old}}]}")
+	kinds := append(Kinds(), Kind{
+		GroupVersionKind: schema.GroupVersionKind{Group: "old", Version: "v1", Kind: "Thing"}, Resource: "things",
+		Explain: func(name string) string { return name + " is of no use any more" },
+	})
+	objects, problems := LoadKinds(kinds, dir)
+	if problems != nil {
+		t.Fatal(problems.Err())
+	}
+	var got []string
+	for _, n := range objects.Notes {
+		n.File = filepath.Base(n.File)
+		got = append(got, n.String())
+	}
+	want := []string{
+		"a.yaml: document 2 (line 4): Thing t: t is of no use any more",
+		"b.yaml: document 1 (line 1): Thing old/u: u is of no use any more",
+	}
+	if !slices.Equal(got, want) || names(objects) != "Pod shop/web" || objects.Ignored != nil {
+		t.Errorf("notes %q, want %q; objects %s, ignored %v", got, want, names(objects), objects.Ignored)
+	}
+}
+
+func TestNotesAreMadeOnce(t *testing.T) {
+	dir := t.TempDir()
+	const thing = "{apiVersion: old/v1, kind: Thing, metadata: {name: %s}}\n"
+	write(t, dir, "a.yaml", fmt.Sprintf(thing, "t"))
+	states := make(chan State, 8)
+	s, err := Open(dir, Options{
+		Kinds: []Kind{{
+			GroupVersionKind: schema.GroupVersionKind{Group: "old", Version: "v1", Kind: "Thing"}, Resource: "things",
+			Explain: func(name string) string { return name },
+		}},
+		OnLoad: func(st State) { states <- st },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if st := <-states; len(st.Notes) != 1 || st.Notes[0].Text != "t" {
+		t.Errorf("notes %v", st.Notes)
+	}
+	write(t, dir, ".b.yaml", fmt.Sprintf(thing, "u"))
+	must(t, os.Rename(filepath.Join(dir, ".b.yaml"), filepath.Join(dir, "b.yaml")))
+	if st := <-states; len(st.Notes) != 1 || st.Notes[0].Text != "u" {
+		t.Errorf("notes %v", st.Notes)
+	}
 }

@@ -37,6 +37,7 @@ type loaded struct {
 	tree     *tree
 	problems Problems
 	ignored  []schema.GroupVersionKind
+	notes    []Note
 	digest   string
 }
 
@@ -88,7 +89,9 @@ func (l *loader) load() *loaded {
 		for _, gvk := range c.ignored {
 			seen[gvk] = true
 		}
+		out.notes = append(out.notes, c.noted(rel)...)
 	}
+	slices.SortStableFunc(out.notes, Note.compare)
 	out.digest = digest(sums)
 	out.ignored = slices.SortedFunc(maps.Keys(seen), func(a, b schema.GroupVersionKind) int {
 		return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Version, b.Version))

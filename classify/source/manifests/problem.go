@@ -42,6 +42,25 @@ func (p *Problem) Error() string {
 // Unwrap returns the error of the operating system, if there is one.
 func (p *Problem) Unwrap() error { return p.Err }
 
+// Note is something worth knowing about an object that is nothing wrong.
+type Note struct {
+	// File, Document, Line and Object are as in a Problem.
+	File           string
+	Document, Line int
+	Object         string
+	// Text says it in a sentence.
+	Text string
+}
+
+func (n Note) compare(o Note) int {
+	return cmp.Or(strings.Compare(n.File, o.File), cmp.Compare(n.Document, o.Document))
+}
+
+// String prints the note in one line.
+func (n Note) String() string {
+	return (&Problem{File: n.File, Document: n.Document, Line: n.Line, Object: n.Object, Detail: n.Text}).Error()
+}
+
 // Problems are all that was found, in the order of files and documents.
 type Problems []*Problem
 

@@ -41,6 +41,8 @@ type State struct {
 	Problems Problems
 	// Ignored are the kinds that are not understood and that no earlier State has named.
 	Ignored []schema.GroupVersionKind
+	// Notes are what is to be said of objects that mean nothing, as far as no State has said it yet.
+	Notes []Note
 }
 
 // ErrClosed is returned by lists and watches after Close.
@@ -73,6 +75,8 @@ type Source struct {
 	loader  *loader
 	folders map[string]inode
 	named   map[schema.GroupVersionKind]bool
+	// noted has the notes of the last load.
+	noted []Note
 
 	mu        sync.Mutex
 	last      State
@@ -246,6 +250,8 @@ func (s *Source) publish(out *loaded) {
 			ignored = append(ignored, gvk)
 		}
 	}
+	notes := slices.DeleteFunc(slices.Clone(out.notes), func(n Note) bool { return slices.Contains(s.noted, n) })
+	s.noted = out.notes
 	s.mu.Lock()
 	first := len(s.snapshots) == 0
 	inForce := first || out.digest != s.last.Digest
@@ -255,7 +261,7 @@ func (s *Source) publish(out *loaded) {
 	}
 	l := State{
 		Number: s.last.Number, Digest: out.digest, Files: len(s.loader.force), Objects: s.last.Objects,
-		Problems: out.problems, Ignored: ignored,
+		Problems: out.problems, Ignored: ignored, Notes: notes,
 	}
 	if inForce {
 		var previous *snapshot
