@@ -440,7 +440,7 @@ func TestKindsThatAreExplained(t *testing.T) {
 		got = append(got, n.String())
 	}
 	want := []string{
-		"a.yaml: document 2 (line 4): Thing t: t is of no use any more",
+		"a.yaml: document 2 (line 5): Thing t: t is of no use any more",
 		"b.yaml: document 1 (line 1): Thing old/u: u is of no use any more",
 	}
 	if !slices.Equal(got, want) || names(objects) != "Pod shop/web" || objects.Ignored != nil {
