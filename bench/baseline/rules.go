@@ -4,6 +4,7 @@ package baseline
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/bench/lab/ns"
@@ -28,7 +30,9 @@ type table struct {
 }
 
 func newTable(n *ns.Namespace) (*table, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(n.FD()))
+	c, err := nftables.New(nftables.WithNetNSFd(n.FD()), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("open netlink in %s: %w", n.Name(), err)
 	}
@@ -164,8 +168,12 @@ func Chains(n *ns.Namespace, client, server []netip.Addr, policies int) error {
 	return t.commit()
 }
 
-// chunk is the number of policies in one transaction.
-const chunk = 50
+const (
+	// chunk is the number of policies in one transaction.
+	chunk = 20
+	// socketBuffer is for the messages of a transaction and the kernel's answers, in bytes.
+	socketBuffer = 4 << 20
+)
 
 // addresses makes a set of addresses.
 func (t *table) addresses(name string, list []netip.Addr) (*nftables.Set, error) {

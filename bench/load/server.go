@@ -33,11 +33,11 @@ const acceptPause = time.Millisecond
 type server struct {
 	accepted, requests, bytes atomic.Uint64
 	// forgotten are the embryonic resets of before the last Reset.
-	forgotten uint64
-	stop                      atomic.Bool
-	listeners, answerers      int // epoll instances
-	done                      chan error
-	threads                   int
+	forgotten            uint64
+	stop                 atomic.Bool
+	listeners, answerers int // epoll instances
+	done                 chan error
+	threads              int
 }
 
 // backlog is the length of a listener's queue, as far as net.core.somaxconn allows.
@@ -97,6 +97,11 @@ func listen(epoll, kind, port int) error {
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port}); err != nil {
 		return fmt.Errorf("bind to port %d: %w", port, err)
 	}
+	if kind == unix.SOCK_DGRAM {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
+			return fmt.Errorf("set IP_PKTINFO: %w", err)
+		}
+	}
 	if kind == unix.SOCK_STREAM {
 		if err := unix.Listen(fd, backlog); err != nil {
 			return fmt.Errorf("listen on port %d: %w", port, err)
@@ -147,7 +152,7 @@ func (s *server) accept() error {
 // answer echoes datagrams, and starts a thread for each connection to the sink.
 func (s *server) answer() error {
 	events := make([]unix.EpollEvent, 64)
-	b := make([]byte, 2048)
+	b, oob := make([]byte, 2048), make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
 	for !s.stop.Load() {
 		n, err := unix.EpollWait(s.answerers, events, 200)
 		if err != nil && err != unix.EINTR {
@@ -160,12 +165,15 @@ func (s *server) answer() error {
 				continue
 			}
 			for {
-				n, from, err := unix.Recvfrom(fd, b, 0)
+				n, control, _, from, err := unix.Recvmsg(fd, b, oob, 0)
 				if err != nil {
 					break
 				}
 				s.requests.Add(1)
-				_ = unix.Sendto(fd, b[:n], 0, from)
+				// struct in_pktinfo says which address was asked, and as it stands, that this one is to answer (ip(7)); but
+				// for the interface, which routing shall choose.
+				clear(oob[unix.SizeofCmsghdr : unix.SizeofCmsghdr+4])
+				_ = unix.Sendmsg(fd, b[:n], oob[:control], from, 0)
 			}
 		}
 	}

@@ -171,6 +171,16 @@ func (r *Report) curves(name string) (template.HTML, error) {
 
 func picture(p *plot.Plot) (template.HTML, error) {
 	const width, height = 15 * vg.Centimeter, 10 * vg.Centimeter
+	// A single point would get an axis from one below to one above, and logarithms do not go through zero.
+	for _, a := range []*plot.Axis{&p.X, &p.Y} {
+		if _, log := a.Scale.(plot.LogScale); log && !(a.Min > 0 && a.Max > a.Min) {
+			low := a.Min
+			if !(low > 0) || math.IsInf(low, 0) {
+				low = 1
+			}
+			a.Min, a.Max = low/2, low*2
+		}
+	}
 	canvas := vgsvg.NewWith(vgsvg.UseWH(width, height))
 	p.Draw(draw.New(canvas))
 	var b bytes.Buffer

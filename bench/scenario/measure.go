@@ -163,7 +163,7 @@ func (e *entry) check(r, served *load.Result, queued uint64) error {
 	case e.job.Want == load.Refused && arrived+served.Overtaken > 0:
 		return fail("%d denied connections reached the server", arrived)
 	case e.job.Want == load.Refused:
-	case r.TimedOut > r.Begun/100:
+	case r.TimedOut > r.Begun/1000:
 		return fail("of %d connections, %d had no answer", r.Begun, r.TimedOut)
 	case r.Accepted+r.TimedOut != r.Begun:
 		return fail("of %d connections, %d were accepted", r.Begun, r.Accepted)

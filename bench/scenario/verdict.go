@@ -43,12 +43,12 @@ func (s *Suite) verdicts(ctx context.Context) error {
 		}
 		all = append(all, b)
 	}
-	for range pick(s, 21, 11, 1) {
+	for range pick(s, 15, 11, 1) {
 		for _, b := range all {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := b.run(pick(s, 200_000, 100_000, 1000)); err != nil {
+			if err := b.run(pick(s, 100_000, 100_000, 1000)); err != nil {
 				return err
 			}
 		}
