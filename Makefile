@@ -35,6 +35,11 @@ build: need-go ## Build bin/firstpacket, one static binary
 	@$(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/firstpacket ./cmd/firstpacket
 	@echo "built bin/firstpacket $(VERSION)"
 
+.PHONY: man
+man: need-go ## Write man pages of all commands to bin/man
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) $(GO) run -tags man ./cmd/firstpacket man bin/man
+	@echo "wrote bin/man"
+
 .PHONY: demo
 demo: build ## Show a small shop behind firstpacket, on real packets (in network namespaces of its own)
 	@bin/firstpacket lab
