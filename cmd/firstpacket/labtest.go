@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,6 +52,9 @@ Cells that differ from what a case expects are printed. It runs as root, or as a
 	return cmd
 }
 
+// atOnce is how many cases are under way: while one waits for silence in a lab, another may have a lab that is free.
+const atOnce = 3
+
 type labTest struct {
 	out           io.Writer
 	agent         string
@@ -72,17 +76,28 @@ func (o *labTest) run(ctx context.Context, found []*cases.Case) (err error) {
 
 	started, probes := time.Now(), 0
 	var failed []string
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(atOnce)
 	for _, c := range found {
-		reports, err := runAll(ctx, runner, c)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		for _, r := range reports {
-			probes += r.Probes
-		}
-		if !o.print(c, reports, err) {
-			failed = append(failed, c.Name)
-		}
+		group.Go(func() error {
+			reports, err := runAll(ctx, runner, c)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, r := range reports {
+				probes += r.Probes
+			}
+			if !o.print(c, reports, err) {
+				failed = append(failed, c.Name)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	fmt.Fprintf(o.out, "%d cases, %d connections, %s\n", len(found), probes, time.Since(started).Round(time.Second))
 	if len(failed) > 0 {
