@@ -128,14 +128,6 @@ func (b *bed) apply(manifest string) {
 	b.must(b.WaitApplied(ctx))
 }
 
-func (b *bed) remove(kind, name string) {
-	b.t.Helper()
-	ctx, cancel := b.ctx()
-	defer cancel()
-	b.must(b.Delete(ctx, topology.Ref{Kind: kind, Namespace: "default", Name: name}))
-	b.must(b.WaitApplied(ctx))
-}
-
 // admitting is a policy that lets only pods of these apps reach the server.
 func admitting(apps ...string) string {
 	return policyFor("server", "server", apps...)

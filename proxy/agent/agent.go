@@ -50,6 +50,7 @@ type agent struct {
 // Run enforces until the context ends; then it returns nil and leaves its rules in the kernel. Any other return is an
 // error of one sentence that says what to do: without it the agent could not do its job any more.
 func Run(ctx context.Context, cfg Config) (err error) {
+	setGCPercent(startGCPercent)
 	a := &agent{cfg: cfg}
 	if a.marks, err = cfg.validate(); err != nil {
 		return err
@@ -224,7 +225,7 @@ func (a *agent) enforce(ctx context.Context) error {
 	if err := a.own(bank); err != nil {
 		return err
 	}
-	if err := a.controller.install(ctx, first); err != nil {
+	if err := a.controller.install(first); err != nil {
 		return err
 	}
 	s := a.controller.status()

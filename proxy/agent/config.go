@@ -80,7 +80,8 @@ func (c *Config) validate() (mark.Layout, error) {
 	case c.Queues < 0 || c.Queues > bankStride:
 		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor", c.Queues, bankStride)
 	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:
-		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d", c.QueueNumber, 1<<16-bankStride-c.queues())
+		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d",
+			c.QueueNumber, 1<<16-bankStride-c.queues())
 	case c.HoldTime <= 0 || c.HoldTime > time.Minute:
 		return layout, fmt.Errorf("--hold-time %s is out of range: use up to 1m", c.HoldTime)
 	}

@@ -77,7 +77,7 @@ const (
 )
 
 // install brings the first state into force: the table is made, or an earlier agent's is adopted.
-func (c *controller) install(ctx context.Context, b source.Batch) error {
+func (c *controller) install(b source.Batch) error {
 	snapshot, delta := c.state.Apply(b.Changes)
 	if err := c.state.CheckNode(); err != nil {
 		return fmt.Errorf("check --node-name: %w", err)
@@ -103,7 +103,8 @@ func (c *controller) install(ctx context.Context, b source.Batch) error {
 	c.publisher.committed.Store(c.generation)
 	c.record(b, snapshot, nil)
 	c.prewarmer.update(snapshot, nil)
-	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Learn: c.prewarm(snapshot, everything{})}); err != nil {
+	learn := c.prewarm(snapshot, everything{})
+	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Learn: learn}); err != nil {
 		return err
 	}
 	// What an earlier agent admitted, tuples and flows, is judged again.
@@ -122,6 +123,10 @@ func (c *controller) want() ruleset.State {
 func (c *controller) run(ctx context.Context, q *source.Queue) error {
 	for {
 		b, err := q.Next(ctx)
+		if errors.Is(err, source.ErrClosed) {
+			// The queue ends with the agent's context, of which it may hear a little earlier than this goroutine.
+			<-ctx.Done()
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil

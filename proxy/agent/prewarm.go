@@ -57,7 +57,9 @@ func isDNS(ep *endpoint.Endpoint) bool {
 
 // tuples are those between the subjects isolated for egress and the servers that one of contains is about, and that
 // are allowed.
-func (p *prewarmer) tuples(subjects map[netip.Addr]ruleset.Subject, of affectedSet, allowed func(ruleset.Tuple) bool) []ruleset.Tuple {
+func (p *prewarmer) tuples(
+	subjects map[netip.Addr]ruleset.Subject, of affectedSet, allowed func(ruleset.Tuple) bool,
+) []ruleset.Tuple {
 	var found []ruleset.Tuple
 	for src, subject := range subjects {
 		if !subject.Egress {

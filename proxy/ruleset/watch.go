@@ -65,8 +65,8 @@ func (w *Watcher) Close() {
 	_ = w.nl.Close()
 }
 
-// ofTable tells whether a notification is about the table. Its name is attribute 1 in messages on tables, chains, rules,
-// sets, elements and objects (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, …).
+// ofTable tells whether a notification is about the table. Its name is attribute 1 in messages on tables, chains,
+// rules, sets, elements and objects (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, …).
 func ofTable(message []byte) bool {
 	const genmsg, tableName = 4, 1
 	if len(message) < genmsg || message[0] != unix.NFPROTO_INET {
