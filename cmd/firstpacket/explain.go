@@ -49,7 +49,7 @@ Exit status: 0 allowed, 3 denied (if several flows are meant: any of them), 1 no
 	cmd.MarkFlagsMutuallyExclusive("agent", "kubeconfig")
 	cmd.MarkFlagsMutuallyExclusive("agent", "context")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		verdict := engine.Deny
+		var verdict engine.Action
 		var err error
 		if address != "" {
 			q.Namespace = flags.Namespace

@@ -30,8 +30,8 @@ func newFlows() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flows",
 		Short: "Show denied flows",
-		Long: `Show the flows that the agent of this node denied: the latest, from its socket, or those of flow logs, which are
-merged by time. --follow goes on as more are denied; a file is followed through rotation.
+		Long: `Show the flows that the agent of this node denied: the latest, from its socket, or those of flow logs,
+which are merged by time. --follow goes on as more are denied; a file is followed through rotation.
 
 Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream, 2 wrong usage.`,
 		Example: `  # what is denied on this node, from now on

@@ -73,7 +73,8 @@ func expectStatus(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// startAgent answers as an agent of node n1 with the manifests of a folder would, at $AGENT: agent FOLDER [WHY-NOT-READY].
+// startAgent answers as an agent of node n1 with the manifests of a folder would, at $AGENT: agent FOLDER
+// [WHY-NOT-READY].
 func startAgent(ts *testscript.TestScript, _ bool, args []string) {
 	objects, problems := manifests.LoadKinds(state.ManifestKinds(), ts.MkAbs(args[0]))
 	ts.Check(problems.Err())

@@ -15,8 +15,8 @@ func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how an agent is, on one screen",
-		Long: `Show how an agent is, on one screen: what it enforces, policies with problems, its queues, caches, sources and last
-errors.
+		Long: `Show how an agent is, on one screen: what it enforces, policies with problems, its queues, caches, sources
+and last errors.
 
 Exit status: 0 it enforces the newest state of its sources, 3 it does not, 1 it does not answer, 2 wrong usage.`,
 		Example: `  # on its node

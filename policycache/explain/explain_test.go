@@ -220,7 +220,8 @@ func TestColoursAreAllThatColourAdds(t *testing.T) {
 		t.Fatal(err)
 	}
 	var plain, coloured strings.Builder
-	if err := errors.Join(a.WriteText(&plain, term.Style{}), a.WriteText(&coloured, term.Style{Colour: true})); err != nil {
+	err = errors.Join(a.WriteText(&plain, term.Style{}), a.WriteText(&coloured, term.Style{Colour: true}))
+	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(coloured.String(), "\x1b[31mDENY ") {
@@ -309,7 +310,9 @@ func TestSomebodyElseAnswers(t *testing.T) {
 
 // TestVerdictIsJudges asks about every pair and many ports, and compares with what enforces.
 func TestVerdictIsJudges(t *testing.T) {
-	words := []string{"shop/web-1", "shop/db-1", "shop/db-2", "ops/tool", "node/n1", "node/n2", "198.51.100.7", "203.0.113.1"}
+	words := []string{
+		"shop/web-1", "shop/db-1", "shop/db-2", "ops/tool", "node/n1", "node/n2", "198.51.100.7", "203.0.113.1",
+	}
 	for _, node := range []string{"", "n1", "n2"} {
 		c := shop(t, node)
 		ev := engine.NewEvaluator(100)

@@ -31,7 +31,9 @@ var probes = func() []Span {
 }()
 
 // cidrs are what generated rules and clusters have.
-var cidrs = []string{"10.0.0.0/24", "10.0.0.0/29", "10.0.0.4/32", "0.0.0.0/0", "192.0.2.0/24", "192.0.2.128/25", "fd00::/64"}
+var cidrs = []string{
+	"10.0.0.0/24", "10.0.0.0/29", "10.0.0.4/32", "0.0.0.0/0", "192.0.2.0/24", "192.0.2.128/25", "fd00::/64",
+}
 
 var podCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/64")}
 

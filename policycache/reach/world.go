@@ -1,8 +1,8 @@
 // Package reach tells who reaches whom in a whole cluster, and how that differs between two states of it.
 //
-// It asks the engine that enforces. Addresses that no rule can tell apart are one class, and ports that no rule can tell
-// apart one span, so that one question stands for many and the answers are still exact: what is asked are the pairs of
-// classes, for each span.
+// It asks the engine that enforces. Addresses that no rule can tell apart are one class, and ports that no rule can
+// tell apart one span, so that one question stands for many and the answers are still exact: what is asked are the
+// pairs of classes, for each span.
 package reach
 
 import (

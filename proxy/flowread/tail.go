@@ -60,8 +60,8 @@ func (t *Tail) Read(b []byte) (int, error) {
 	}
 }
 
-// moved turns to the beginning of a file that was cut, or to the new file of that name. The old one has been read to its
-// end before.
+// moved turns to the beginning of a file that was cut, or to the new file of that name. The old one has been read to
+// its end before.
 func (t *Tail) moved() (bool, error) {
 	old, err := t.file.Stat()
 	if err != nil {

@@ -118,7 +118,8 @@ func (s *Server) forget(r *reader) {
 var ErrNoAgent = errors.New("no agent streams its flows there")
 
 // Dial connects to the socket of an agent and asks. What is read from the result are lines of the log; its end is the
-// end of the agent, or of its patience with this reader; at once where there are too many readers. The context bounds the connection, not the reading.
+// end of the agent, or of its patience with this reader; at once where there are too many readers. The context bounds
+// the connection, not the reading.
 func Dial(ctx context.Context, path string, req Request) (io.ReadCloser, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)

@@ -25,7 +25,8 @@ const status = `{
   "errors": ["the last thing that failed"],
   "sources": [
     {"kind": "Pod", "objects": 40, "synced": true, "lastEvent": "2026-01-02T11:59:58Z"},
-    {"kind": "Node", "objects": 2, "failing": 1, "synced": true, "lastEvent": "2026-01-02T11:59:58Z", "error": "is gone"},
+    {"kind": "Node", "objects": 2, "failing": 1, "synced": true, "lastEvent": "2026-01-02T11:59:58Z",
+     "error": "is gone"},
     {"kind": "ClusterNetworkPolicy", "objects": 0}
   ]
 }`
@@ -80,7 +81,8 @@ func TestScreen(t *testing.T) {
 	}
 	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	var plain, coloured strings.Builder
-	if err := errors.Join(o.WriteText(&plain, term.Style{}, now), o.WriteText(&coloured, term.Style{Colour: true}, now)); err != nil {
+	err = errors.Join(o.WriteText(&plain, term.Style{}, now), o.WriteText(&coloured, term.Style{Colour: true}, now))
+	if err != nil {
 		t.Fatal(err)
 	}
 	want := `node        n1, enforcing
@@ -148,8 +150,9 @@ func TestQuietAgent(t *testing.T) {
 	if err := errors.Join(o.WriteText(&b, term.Style{}, time.Now()), o.WriteJSON(io.Discard)); err != nil {
 		t.Fatal(err)
 	}
-	if o.Ready() || !strings.Contains(b.String(), "NOT READY: starting") || !strings.Contains(b.String(), "errors      none") {
-		t.Error(b.String())
+	screen := b.String()
+	if o.Ready() || !strings.Contains(screen, "NOT READY: starting") || !strings.Contains(screen, "errors      none") {
+		t.Error(screen)
 	}
 }
 

@@ -42,8 +42,9 @@ type Flags struct {
 func (f *Flags) Add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringSliceVar(&f.Manifests, "manifests", nil,
-		"take the cluster from these files and directories of manifests; pods need the status that kubectl get -o yaml prints")
-	fs.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, ~/.kube/config, or the pod's own)")
+		"take the cluster from these files and directories of manifests; pods need their status, as kubectl get has it")
+	fs.StringVar(&f.Kubeconfig, "kubeconfig", "",
+		"kubeconfig file (default: $KUBECONFIG, ~/.kube/config, or the pod's own)")
 	fs.StringVar(&f.Context, "context", "", "context of the kubeconfig")
 	fs.StringVarP(&f.Namespace, "namespace", "n", "", "namespace of names that are given without one")
 	fs.DurationVar(&f.Timeout, "timeout", 30*time.Second, "give up when the API server has not answered by then")
@@ -91,8 +92,8 @@ func (f *Flags) Load(ctx context.Context, userAgent string, progress io.Writer) 
 		return c, nil
 	}
 	if len(f.Manifests) > 0 {
-		return nil, fmt.Errorf("%w: manifests of pods need status.podIPs and a phase, as kubectl get pods -A -o yaml prints them",
-			ErrEmpty)
+		return nil, fmt.Errorf("%w: manifests of pods need status.podIPs and a phase, as kubectl get pods -A -o yaml "+
+			"prints them", ErrEmpty)
 	}
 	return nil, fmt.Errorf("%w in this cluster", ErrEmpty)
 }

@@ -56,7 +56,7 @@ func server(t *testing.T, without string) (kubeconfig string) {
 			fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
 		case r.URL.Path == without:
 			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"no"}`)
+			fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}`)
 		case r.URL.Query().Get("watch") == "" || r.URL.Query().Get("sendInitialEvents") == "true":
 			if r.URL.Query().Get("watch") != "" { // asked for as a stream, which an old server refuses
 				w.WriteHeader(http.StatusUnprocessableEntity)
