@@ -18,11 +18,14 @@ import (
 type observed struct {
 	lw    cache.ListerWatcherWithContext
 	inner cache.ListerWatcher
-	s     *store
+	// waiter is nil if the source is none.
+	waiter Waiter
+	s      *store
 }
 
-func observe(lw cache.ListerWatcher, s *store) *observed {
-	return &observed{lw: cache.ToListerWatcherWithContext(lw), inner: lw, s: s}
+func observe(src Source, lw cache.ListerWatcher, s *store) *observed {
+	waiter, _ := src.(Waiter)
+	return &observed{lw: cache.ToListerWatcherWithContext(lw), inner: lw, waiter: waiter, s: s}
 }
 
 // ListWithContext implements cache.ListerWatcherWithContext.
@@ -33,6 +36,14 @@ func (o *observed) ListWithContext(ctx context.Context, options metav1.ListOptio
 	defer o.s.q.running.Done()
 	list, err := o.lw.ListWithContext(ctx, options)
 	o.s.outcome(ctx, "list", err)
+	// While an optional kind is absent, its reflector stays here, where it costs nothing.
+	for o.waiter != nil && apierrors.IsNotFound(err) && o.s.isAbsent() {
+		if o.waiter.WaitServed(ctx, o.s.kind) != nil {
+			break
+		}
+		list, err = o.lw.ListWithContext(ctx, options)
+		o.s.outcome(ctx, "list", err)
+	}
 	return list, err
 }
 
@@ -74,6 +85,12 @@ func (s *store) begin() bool {
 	return true
 }
 
+func (s *store) isAbsent() bool {
+	s.q.mu.Lock()
+	defer s.q.mu.Unlock()
+	return s.absent
+}
+
 // outcome notes how an attempt to list or watch ended.
 func (s *store) outcome(ctx context.Context, verb string, err error) {
 	if ctx.Err() != nil {
@@ -83,7 +100,7 @@ func (s *store) outcome(ctx context.Context, verb string, err error) {
 	switch {
 	case err == nil:
 		s.err, s.errSince = nil, time.Time{}
-	case s.kind.Optional && !s.synced && apierrors.IsNotFound(err):
+	case s.kind.Optional && len(s.objects)+len(s.failing) == 0 && apierrors.IsNotFound(err):
 		err, s.err, s.errSince = nil, nil, time.Time{}
 		if !s.absent {
 			s.absent = true

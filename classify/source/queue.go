@@ -74,7 +74,7 @@ func (q *Queue) Add(src Source, k Kind) error {
 		}
 	}
 	q.stores = append(q.stores, s)
-	reflector := cache.NewReflectorWithOptions(observe(lw, s), k.Example, s, cache.ReflectorOptions{
+	reflector := cache.NewReflectorWithOptions(observe(src, lw, s), k.Example, s, cache.ReflectorOptions{
 		Logger: &q.cfg.Logger, Name: "firstpacket", TypeDescription: k.Name,
 	})
 	q.running.Go(func() { reflector.RunWithContext(q.ctx) })

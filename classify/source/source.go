@@ -7,6 +7,7 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -23,6 +24,14 @@ type Source interface {
 	ListerWatcher(Kind) (cache.ListerWatcher, error)
 }
 
+// Waiter is a Source that knows when a kind comes to be served. Of others, optional kinds are tried again with growing
+// pauses.
+type Waiter interface {
+	// WaitServed is called after a list was answered with NotFound and returns nil when it is worth another try, or
+	// an error when ctx has ended or it cannot tell.
+	WaitServed(ctx context.Context, k Kind) error
+}
+
 // Kind is one kind of objects that a Queue follows.
 type Kind struct {
 	// Name names the kind in changes, metrics and messages, as manifests write it: "Pod".
@@ -36,7 +45,7 @@ type Kind struct {
 	// AddToScheme registers that type, for sources that decode.
 	AddToScheme func(*runtime.Scheme) error
 	// Optional kinds may be missing from the cluster (custom resources). Until their API is served they are no
-	// reason to wait and no error; when it comes to be served, the reflector finds them on its next attempt.
+	// reason to wait and no error; when it comes to be served, they are found: see Waiter.
 	Optional bool
 	// Transform makes the form that is queued. It must neither change nor keep the object, and give an immutable
 	// value. If that has a method Key() string that returns the object's key, its memory is shared. An object whose
