@@ -260,7 +260,9 @@ func TestAgent(t *testing.T) {
 		_, err := k.exec(t.Context(), k.spec.StartupProbe.Exec.Command)
 		return err == nil
 	})
-	for name, probe := range map[string]*corev1.Probe{"readiness": k.spec.ReadinessProbe, "liveness": k.spec.LivenessProbe} {
+	for name, probe := range map[string]*corev1.Probe{
+		"readiness": k.spec.ReadinessProbe, "liveness": k.spec.LivenessProbe,
+	} {
 		if said, err := k.exec(t.Context(), probe.Exec.Command); err != nil {
 			t.Errorf("%s probe: %v: %s", name, err, said)
 		}
@@ -291,7 +293,8 @@ func TestAgent(t *testing.T) {
 			t.Errorf("port %d is closed without a policy", port)
 		}
 	}
-	if _, err := c.client.NetworkingV1().NetworkPolicies("shop").Create(t.Context(), policy(), metav1.CreateOptions{}); err != nil {
+	policies := c.client.NetworkingV1().NetworkPolicies("shop")
+	if _, err := policies.Create(t.Context(), policy(), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the policy in force", func() bool {

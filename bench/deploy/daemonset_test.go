@@ -86,7 +86,7 @@ func newKubelet(t *testing.T, c *cluster, node *ns.Namespace, name, address stri
 		}
 	}
 	k.container.Env = k.environment(t, c)
-	k.container.Args = append(image.Config.Entrypoint, k.expand(k.spec.Args)...)
+	k.container.Args = slices.Concat(image.Config.Entrypoint, k.expand(k.spec.Args))
 	return k
 }
 

@@ -92,8 +92,8 @@ var metrics = []struct {
 	{"cached_tuples", "Tuples that the kernel admits without asking.", nil},
 	{"cached_tuples_limit", "Tuples of one address family that the kernel has room for.", nil},
 	{
-		"cached_tuples_lost_total", "Tuples that the kernel learnt and userspace lost track of; the cache is emptied at the " +
-			"next change.", nil,
+		"cached_tuples_lost_total", "Tuples that the kernel learnt and userspace lost track of; the cache is emptied at " +
+			"the next change.", nil,
 	},
 
 	{"generation", "Generation by which new flows are judged.", nil},
@@ -112,7 +112,10 @@ var metrics = []struct {
 		[]string{"kind"},
 	},
 	{"object_failures_total", "Times an object could not be understood.", []string{"kind"}},
-	{"watch_up", "1 if the kind's last list or watch worked; 0 while the last known state stays in force.", []string{"kind"}},
+	{
+		"watch_up", "1 if the kind's last list or watch worked; 0 while the last known state stays in force.",
+		[]string{"kind"},
+	},
 	{
 		"watch_last_event_timestamp_seconds", "When the source was last heard of for the kind, in seconds since the epoch.",
 		[]string{"kind"},
