@@ -80,6 +80,9 @@ func (o *labTest) run(ctx context.Context, found []*cases.Case) (err error) {
 	var group errgroup.Group
 	group.SetLimit(atOnce)
 	for _, c := range found {
+		if ctx.Err() != nil {
+			break
+		}
 		group.Go(func() error {
 			reports, err := runAll(ctx, runner, c)
 			if ctx.Err() != nil {
@@ -96,8 +99,8 @@ func (o *labTest) run(ctx context.Context, found []*cases.Case) (err error) {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
+	if err := group.Wait(); err != nil || ctx.Err() != nil {
+		return ctx.Err()
 	}
 	fmt.Fprintf(o.out, "%d cases, %d connections, %s\n", len(found), probes, time.Since(started).Round(time.Second))
 	if len(failed) > 0 {

@@ -95,6 +95,9 @@ func (r *Runner) Run(ctx context.Context, c *Case, v Variant) (Report, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var report Report
+	if err := ctx.Err(); err != nil {
+		return report, err
+	}
 	err := r.open(ctx, s, v)
 	for i := 0; err == nil && i < len(c.steps); i++ {
 		if err = s.step(ctx, &c.steps[i], v, &report); err != nil {
