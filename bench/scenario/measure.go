@@ -115,19 +115,25 @@ func (e *entry) prepare() error {
 			return err
 		}
 	}
+	reset := load.Job{Kind: load.Reset}
 	if e.warm > 0 {
-		warm := e.job
-		warm.Clients, warm.Limit, warm.Duration, warm.Rate = 1, e.warm, 0, 0
-		if _, err := e.worker.Do(warm); err != nil {
+		if _, err := e.serve.Do(reset); err != nil {
 			return err
 		}
+		warm := e.job
+		warm.Clients, warm.Limit, warm.Duration, warm.Rate = 1, e.warm, 0, 0
+		r, err := e.worker.Do(warm)
+		if err != nil {
+			return err
+		}
+		reset.Limit = r.Accepted // the server may not have taken them yet
 	}
 	if e.before != nil {
 		if err := e.before(); err != nil {
 			return err
 		}
 	}
-	_, err := e.serve.Do(load.Job{Kind: load.Reset})
+	_, err := e.serve.Do(reset)
 	return err
 }
 
