@@ -145,7 +145,8 @@ func handler(cfg Config) http.Handler {
 		// The client that went away is the only possible failure, and nobody is left to tell.
 		_ = enc.Encode(cfg.Status())
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}))
+	options := promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}
+	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, options))
 	if cfg.Profiling {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
