@@ -69,6 +69,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := a.build(); err != nil {
 		return err
 	}
+	stop := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
@@ -78,6 +79,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return a.enforce(ctx)
 	})
 	err = group.Wait()
+	if stop.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, source.ErrClosed)) {
+		err = nil // asked to stop while it was still waiting for the cluster's state
+	}
 	if errors.Is(err, ruleset.ErrSuperseded) {
 		cfg.Log.Info().Msg("stopped: another agent has taken over this node")
 		return nil
