@@ -20,8 +20,8 @@ func newConvert() *cobra.Command {
 		Use:   "convert -f FILE",
 		Short: "Write policies of old dialects as today's objects",
 		Long: `Print the networking.k8s.io/v1 or policy.networking.k8s.io/v1alpha2 objects that mean the same as old
-ones: those of the 2016 alpha, of extensions/v1beta1, and AdminNetworkPolicy and BaselineAdminNetworkPolicy. Whatever has no
-equivalent becomes a comment. Other objects are left out.
+ones: those of the 2016 alpha, of extensions/v1beta1, and AdminNetworkPolicy and BaselineAdminNetworkPolicy. Whatever
+has no equivalent becomes a comment. Other objects are left out.
 
 What an old NetworkPolicy means depends on the annotation of its namespace: give the Namespace objects too.
 

@@ -199,8 +199,8 @@ func slow(ev *engine.Evaluator, s *engine.Snapshot, src, dst netip.Addr, p Span)
 	return ev.Judge(s, &f, engine.Forward, true).Action == engine.Allow
 }
 
-// comparable tells whether policy is asked between the two.
-func comparable(a, b *endpoint.Endpoint, src, dst netip.Addr) bool {
+// asked tells whether policy is asked between the two.
+func asked(a, b *endpoint.Endpoint, src, dst netip.Addr) bool {
 	pod := a != nil && a.Kind == identity.Pod || b != nil && b.Kind == identity.Pod
 	own := a != nil && b != nil && a.Kind != b.Kind && a.Node == b.Node
 	return pod && !own && src != dst && src.Is4() == dst.Is4()
@@ -237,7 +237,7 @@ func TestMatrixIsWhatTheEngineSays(t *testing.T) {
 				pairs, allowed := 0, make([]int, len(probes))
 				for src, a := range all {
 					for dst, b := range all {
-						if !in(&m.Groups[i], a, src) || !in(&m.Groups[j], b, dst) || !comparable(a, b, src, dst) {
+						if !in(&m.Groups[i], a, src) || !in(&m.Groups[j], b, dst) || !asked(a, b, src, dst) {
 							continue
 						}
 						pairs++
@@ -297,7 +297,7 @@ func TestDifferenceIsWhatTheEngineSays(t *testing.T) {
 			var outside, told [2]bool
 			for src, a := range all {
 				for dst, b := range all {
-					if !comparable(a, b, src, dst) {
+					if !asked(a, b, src, dst) {
 						continue
 					}
 					was, is := slow(ev, before.Snapshot, src, dst, p), slow(ev, after.Snapshot, src, dst, p)

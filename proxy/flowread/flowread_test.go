@@ -144,7 +144,7 @@ func TestTailFollowsGrowthCutsAndRotation(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			if _, err := io.WriteString(f, line(second, "", "", "p")); err != nil {
+			if _, err := f.WriteString(line(second, "", "", "p")); err != nil {
 				t.Fatal(err)
 			}
 		}
