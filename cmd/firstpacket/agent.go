@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/firstpacket/firstpacket/proxy/agent"
+	"github.com/firstpacket/firstpacket/proxy/flowstream"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
@@ -55,6 +56,7 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress, "serve /healthz, /readyz, /status and /metrics here")
 	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")
 	f.StringVar(&cfg.FlowLog, "flow-log", "-", "append the denied-flow log to this file; - is stdout, empty is none")
+	f.StringVar(&cfg.FlowSocket, "flow-socket", "", "stream the log's lines to 'firstpacket flows' on this unix socket, for example "+flowstream.DefaultPath)
 	f.StringVar(&denyWith, "deny-with", "drop", "refuse packets by drop (silent) or reject (TCP reset, ICMP prohibited)")
 	f.BoolVar(&cfg.FailOpen, "fail-open", false, "let packets pass while no agent can judge them, instead of holding them back")
 	f.IntVar(&cfg.Queues, "queues", 0, "number of NFQUEUEs and threads (default: one per processor, at most 4)")

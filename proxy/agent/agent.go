@@ -23,6 +23,7 @@ import (
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
+	"github.com/firstpacket/firstpacket/proxy/flowstream"
 	"github.com/firstpacket/firstpacket/proxy/health"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/metrics"
@@ -45,6 +46,7 @@ type agent struct {
 	source     *feed                        // set before changes
 	changes    atomic.Pointer[source.Queue] // nil until the source is open
 	flowLog    *flowlog.Log
+	flowStream *flowstream.Server // nil without a socket for it
 }
 
 // Run enforces until the context ends; then it returns nil and leaves its rules in the kernel. Any other return is an
@@ -63,6 +65,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		defer output.Close()
 		defer a.closeFlowLog()
 	}
+	if a.flowStream != nil {
+		defer a.flowStream.Close()
+	}
 	if err := a.openKernel(); err != nil {
 		return err
 	}
@@ -74,6 +79,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.serve(ctx) })
+	if a.flowStream != nil {
+		group.Go(func() error { return a.flowStream.Serve(ctx) })
+	}
 	group.Go(func() error {
 		defer cancel()
 		return a.enforce(ctx)
@@ -125,17 +133,33 @@ const (
 	addressPause    = 20 * time.Millisecond
 )
 
+// openFlowLog opens the log and the stream of its lines, as far as they are wanted, and returns what to close after
+// them; nil if neither is.
 func (a *agent) openFlowLog() (io.Closer, error) {
-	if a.cfg.FlowLog == "" {
+	if a.cfg.FlowLog == "" && a.cfg.FlowSocket == "" {
 		return nil, nil
 	}
-	w, err := flowlog.Open(a.cfg.FlowLog)
-	if err != nil {
-		return nil, fmt.Errorf("%w; choose another file with --flow-log", err)
-	}
 	// One ring for each queue thread and one for the settler.
-	a.flowLog, err = flowlog.New(flowlog.Config{Output: w, Node: a.cfg.NodeName, Producers: a.cfg.queues() + 1})
-	return w, err
+	cfg := flowlog.Config{Output: io.Discard, Node: a.cfg.NodeName, Producers: a.cfg.queues() + 1}
+	var output io.Closer = io.NopCloser(nil)
+	if a.cfg.FlowLog != "" {
+		w, err := flowlog.Open(a.cfg.FlowLog)
+		if err != nil {
+			return nil, fmt.Errorf("%w; choose another file with --flow-log", err)
+		}
+		cfg.Output, output = w, w
+	}
+	var err error
+	if a.cfg.FlowSocket != "" {
+		if a.flowStream, err = flowstream.Listen(flowstream.Config{Path: a.cfg.FlowSocket}); err != nil {
+			return nil, errors.Join(fmt.Errorf("%w; choose another path with --flow-socket", err), output.Close())
+		}
+		cfg.Tee = a.flowStream.Publish
+	}
+	if a.flowLog, err = flowlog.New(cfg); err != nil {
+		return nil, errors.Join(err, output.Close())
+	}
+	return output, nil
 }
 
 // flowLogPatience is how long the end of the agent waits for a log that cannot be written.

@@ -33,6 +33,8 @@ type Config struct {
 	Profiling bool
 	// FlowLog is the file of the denied-flow log; "-" is stdout, empty is none.
 	FlowLog string
+	// FlowSocket is a unix socket on which the log's lines are streamed to 'firstpacket flows'; empty is none.
+	FlowSocket string
 
 	// DenyWith says how a denied packet is refused.
 	DenyWith ruleset.DenyWith

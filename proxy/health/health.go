@@ -33,6 +33,8 @@ type Config struct {
 	Metrics prometheus.Gatherer
 	// Profiling adds /debug/pprof.
 	Profiling bool
+	// More are further endpoints, by path.
+	More map[string]http.Handler
 }
 
 // Server is the bound listeners that Serve answers on.
@@ -147,6 +149,9 @@ func handler(cfg Config) http.Handler {
 	})
 	options := promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, options))
+	for path, h := range cfg.More {
+		mux.Handle("GET "+path, h)
+	}
 	if cfg.Profiling {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
