@@ -41,10 +41,12 @@ func build() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the program: %w", err)
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "firstpacket"), "github.com/firstpacket/firstpacket/cmd/firstpacket")
+	const program = "github.com/firstpacket/firstpacket/cmd/firstpacket"
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "firstpacket"), program)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("build firstpacket: %w: %s", err, strings.TrimSpace(string(out))), os.RemoveAll(dir))
+		err = fmt.Errorf("build firstpacket: %w: %s", err, strings.TrimSpace(string(out)))
+		return "", errors.Join(err, os.RemoveAll(dir))
 	}
 	return dir, nil
 }

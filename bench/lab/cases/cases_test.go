@@ -106,7 +106,8 @@ spec: {podSelector: {matchLabels: {pod: a}}}
 deny * -> x/a
 `
 	for _, test := range []struct{ claims, want string }{
-		{"allow v6 w/a -> x/a 80", "w/a -> x/a 80/TCP IPv6: refused: connection refused, want reached (line 10: allow v6 w/a -> x/a 80)"},
+		{"allow v6 w/a -> x/a 80", "w/a -> x/a 80/TCP IPv6: refused: connection refused, want reached " +
+			"(line 10: allow v6 w/a -> x/a 80)"},
 		{"deny v4 w/a -> x/b 53/UDP", "w/a -> x/b 53/UDP IPv4: reached x/b, "},
 		{"deny node/one -> x/b 81\nallow v4 node/one -> x/b", "node/one -> x/b 81/TCP IPv6: reached x/b, "},
 	} {

@@ -91,12 +91,12 @@ func (e end) isService() bool { return strings.HasPrefix(e.name, "svc/") }
 
 // matches says whether the pattern names the end; other is the other end of the pair.
 func (e end) matches(pattern string, other end) bool {
-	switch {
-	case pattern == "*":
+	switch pattern {
+	case "*":
 		return !e.isNode() && !e.isService()
-	case pattern == "node/own":
+	case "node/own":
 		return e.isNode() && e.node == other.node
-	case pattern == "node/other":
+	case "node/other":
 		return e.isNode() && e.node != other.node
 	}
 	ok, _ := path.Match(pattern, e.name) // checked by parseClaim

@@ -107,7 +107,8 @@ namespace w
 		t.Errorf("text %q of topic %q", c.Text, c.Topic())
 	}
 	label := c.steps[0].labels[0]
-	if diff := cmp.Diff(map[string]string{"role": "web", "empty": ""}, label.set); diff != "" || !slices.Equal(label.remove, []string{"tier"}) {
+	diff := cmp.Diff(map[string]string{"role": "web", "empty": ""}, label.set)
+	if diff != "" || !slices.Equal(label.remove, []string{"tier"}) {
 		t.Errorf("labels %v, %s", label.remove, diff)
 	}
 	if got := c.steps[1].deletes[0].String() + " " + c.steps[1].deletes[1].String(); got !=
@@ -141,4 +142,5 @@ func TestMistakesAreNamed(t *testing.T) {
 	}
 }
 
-const misspelt = `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: x, name: a}, spec: {podselector: {}}}`
+const misspelt = `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: x, name: a},
+spec: {podselector: {}}}`

@@ -246,7 +246,7 @@ func (s *seat) expect(ctx context.Context, claims []claim, v Variant, report *Re
 		}
 	}
 	for j, u := range used {
-		if !u && !(v.Nodes == 1 && strings.Contains(claims[j].text, "node/other")) {
+		if !u && (v.Nodes != 1 || !strings.Contains(claims[j].text, "node/other")) {
 			return fmt.Errorf("%w: line %d: %q is about nothing that can be probed", errCase, claims[j].line, claims[j].text)
 		}
 	}

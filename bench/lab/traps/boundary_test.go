@@ -16,7 +16,8 @@ import (
 func TestNodeBoundary(t *testing.T) {
 	const policy = "\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s}\n" +
 		"spec: {podSelector: {matchLabels: {%s}}, policyTypes: [%s]}\n"
-	egress, ingress := fmt.Sprintf(policy, "no-egress", "role: stranger", "Egress"), fmt.Sprintf(policy, "no-ingress", "role: client", "Ingress")
+	egress := fmt.Sprintf(policy, "no-egress", "role: stranger", "Egress")
+	ingress := fmt.Sprintf(policy, "no-ingress", "role: client", "Ingress")
 	for _, test := range []struct {
 		name, policies, client, server string
 		// node and direction are of the only record.

@@ -67,7 +67,8 @@ func TestBridgeBesideNetfilter(t *testing.T) {
 		}
 		err := check(v4, v6)
 		sysctl := "net." + strings.ReplaceAll(key, "/", ".")
-		if !errors.Is(err, preflight.ErrBridge) || !strings.Contains(err.Error(), "cni0 has pods of "+cidr+"; set "+sysctl+"=1") {
+		want := "cni0 has pods of " + cidr + "; set " + sysctl + "=1"
+		if !errors.Is(err, preflight.ErrBridge) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s off: %v", sysctl, err)
 		}
 		if err := check("192.0.2.0/24"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -40,7 +41,9 @@ func conntrack(t *testing.T, n *ns.Namespace, f func(*netlink.Handle) error) {
 
 func (b bed) flush(node string) {
 	b.Helper()
-	conntrack(b.T, b.place(node).NS, func(h *netlink.Handle) error { return h.ConntrackTableFlush(netlink.ConntrackTable) })
+	conntrack(b.T, b.place(node).NS, func(h *netlink.Handle) error {
+		return h.ConntrackTableFlush(netlink.ConntrackTable)
+	})
 }
 
 const clientsToServer = `
@@ -133,7 +136,8 @@ func (b bed) rules(node string) (*nftables.Conn, *nftables.Table) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return conn, conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "other-software"})
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "other-software"})
+	return conn, table
 }
 
 func (b bed) commit(conn *nftables.Conn) {
@@ -213,8 +217,8 @@ func TestMarksOfOthers(t *testing.T) {
 	}
 }
 
-// TestCtMarkRestored: software that copies the conntrack mark into the packet mark, all bits of it, neither lets anybody
-// in nor keeps anybody out.
+// TestCtMarkRestored: software that copies the conntrack mark into the packet mark, all bits of it, neither lets
+// anybody in nor keeps anybody out.
 func TestCtMarkRestored(t *testing.T) {
 	b := newBed(t, lab.Options{})
 	conn, table := b.rules("node/one")
@@ -329,8 +333,8 @@ func TestTwoQueriesOnOneSocket(t *testing.T) {
 	b := newBed(t, lab.Options{})
 	families(func(v6 bool) {
 		for _, client := range []string{"client", "remote"} {
-			for _, to := range []string{b.lab.Service("default", "server", v6, 53).String(), b.place("server").At(v6, 53).String()} {
-				if err := twoQueries(b.place(client).NS, to); err != nil {
+			for _, to := range []netip.AddrPort{b.lab.Service("default", "server", v6, 53), b.place("server").At(v6, 53)} {
+				if err := twoQueries(b.place(client).NS, to.String()); err != nil {
 					t.Errorf("%s to %s: %v", client, to, err)
 				}
 			}

@@ -54,7 +54,9 @@ status: {addresses: [{type: InternalIP, address: 172.30.0.12}, {type: InternalIP
 apiVersion: v1
 kind: Pod
 metadata: {name: server, labels: {app: server}}
-spec: {nodeName: one, containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 81}, {containerPort: 53, protocol: UDP}]}]}
+spec:
+  nodeName: one
+  containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 81}, {containerPort: 53, protocol: UDP}]}]
 ---
 apiVersion: v1
 kind: Pod
@@ -87,7 +89,9 @@ metadata: {name: server}
 spec:
   type: NodePort
   selector: {app: server}
-  ports: [{name: web, port: 8000, targetPort: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP, nodePort: 30053}]
+  ports:
+  - {name: web, port: 8000, targetPort: 80, nodePort: 30080}
+  - {name: dns, port: 53, protocol: UDP, nodePort: 30053}
 ---
 apiVersion: v1
 kind: Service

@@ -3,6 +3,7 @@ package traps
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,8 +68,7 @@ func tooBig(t *testing.T, v6 bool, c crossing, about []byte) []byte {
 			Seq:      1300,
 		}, gopacket.Payload(about))
 	}
-	mtu := make([]byte, 4)
-	binary.BigEndian.PutUint32(mtu, 1300)
+	mtu := binary.BigEndian.AppendUint32(nil, 1300)
 	return build(t, from, to, layers.IPProtocolICMPv6, &layers.ICMPv6{
 		TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypePacketTooBig, 0),
 	}, gopacket.Payload(append(mtu, about...)))
@@ -224,16 +224,17 @@ func TestIPv6ExtensionHeaders(t *testing.T) {
 		}
 		return h
 	}
+	tcpAfter := func(size int) []byte { return options(unix.IPPROTO_TCP, size) }
 	for name, chain := range map[string]struct {
 		first   byte
 		headers []byte
 	}{
-		"destination options":      {unix.IPPROTO_DSTOPTS, options(unix.IPPROTO_TCP, 8)},
-		"long destination options": {unix.IPPROTO_DSTOPTS, options(unix.IPPROTO_TCP, 256)},
-		"longer than a queue copy": {unix.IPPROTO_DSTOPTS, options(unix.IPPROTO_TCP, 1320)},
+		"destination options":      {unix.IPPROTO_DSTOPTS, tcpAfter(8)},
+		"long destination options": {unix.IPPROTO_DSTOPTS, tcpAfter(256)},
+		"longer than a queue copy": {unix.IPPROTO_DSTOPTS, tcpAfter(1320)},
 		// A router drops hop-by-hop padding beyond 7 bytes by itself (net/ipv6/exthdrs.c, ip6_parse_tlv).
-		"hop by hop":                {unix.IPPROTO_HOPOPTS, options(unix.IPPROTO_TCP, 8)},
-		"two headers":               {unix.IPPROTO_HOPOPTS, append(options(unix.IPPROTO_DSTOPTS, 8), options(unix.IPPROTO_TCP, 64)...)},
+		"hop by hop":                {unix.IPPROTO_HOPOPTS, tcpAfter(8)},
+		"two headers":               {unix.IPPROTO_HOPOPTS, slices.Concat(options(unix.IPPROTO_DSTOPTS, 8), tcpAfter(64))},
 		"routing of no segments":    {unix.IPPROTO_ROUTING, []byte{unix.IPPROTO_TCP, 0, 0, 0, 0, 0, 0, 0}},
 		"eight destination options": {unix.IPPROTO_DSTOPTS, eight(options)},
 	} {
@@ -285,7 +286,7 @@ func TestInvalid(t *testing.T) {
 	before, want := dropped(), 0
 	families(func(v6 bool) {
 		for name, set := range flags {
-			make := func(c crossing, port uint16, mark string) []byte {
+			craft := func(c crossing, port uint16, mark string) []byte {
 				from, to := c.ports(v6, 4100, port)
 				p := tcp(t, from, to, mark, set)
 				if name == "bad checksum" {
@@ -295,10 +296,10 @@ func TestInvalid(t *testing.T) {
 			}
 			c := b.crossing("client", "server")
 			mark := fmt.Sprintf("%s %s", name, familyName(v6))
-			c.stopped(mark, mark, make(c, 80, mark))
+			c.stopped(mark, mark, craft(c, 80, mark))
 			want++
 			c = b.crossing("client", "stranger")
-			c.passes(mark, mark, make(c, 80, mark))
+			c.passes(mark, mark, craft(c, 80, mark))
 		}
 	})
 	if got := dropped() - before; got < float64(want) {
