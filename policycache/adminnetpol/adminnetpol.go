@@ -64,7 +64,9 @@ func Compile(anp *v1alpha1.AdminNetworkPolicy) *rule.Policy {
 		}
 		p.Egress = append(p.Egress, out)
 	}
-	return tiered.Compile(p)
+	out := tiered.Compile(p)
+	out.SetMode(anp.Annotations)
+	return out
 }
 
 // CompileBaseline never fails: what cannot be understood is in the result's Problems. The result shares no memory with
@@ -98,7 +100,9 @@ func CompileBaseline(banp *v1alpha1.BaselineAdminNetworkPolicy) *rule.Policy {
 		}
 		p.Egress = append(p.Egress, out)
 	}
-	return tiered.Compile(p)
+	out := tiered.Compile(p)
+	out.SetMode(banp.Annotations)
+	return out
 }
 
 // baseline removes the action that there is nothing after the Baseline tier to pass to.

@@ -65,6 +65,7 @@ func Compile(np *NetworkPolicy) *isolation.Policy {
 		}
 	}
 	p.Problems = c.problems
+	p.SetMode(np.Annotations)
 	return &isolation.Policy{Rule: p}
 }
 

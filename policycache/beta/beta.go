@@ -89,5 +89,6 @@ func Compile(np *extensionsv1beta1.NetworkPolicy) *isolation.Policy {
 		}
 	}
 	p.Problems = c.problems
+	p.SetMode(np.Annotations)
 	return &isolation.Policy{Rule: p}
 }

@@ -61,7 +61,9 @@ func Compile(cnp *v1alpha2.ClusterNetworkPolicy) *rule.Policy {
 		}
 		p.Egress = append(p.Egress, out)
 	}
-	return tiered.Compile(p)
+	out := tiered.Compile(p)
+	out.SetMode(cnp.Annotations)
+	return out
 }
 
 // misplaced notes that it cannot be told when the policy counts.

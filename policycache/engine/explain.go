@@ -22,6 +22,9 @@ type Explanation struct {
 	Reason    Reason    `json:"reason"`
 	Direction Direction `json:"direction,omitempty"`
 
+	// Would is the Action if nothing was in audit mode.
+	Would Action `json:"would"`
+
 	// Egress and Ingress are nil where the side is no pod of this node, or the verdict needed no policy.
 	Egress  *Judgement `json:"egress,omitempty"`
 	Ingress *Judgement `json:"ingress,omitempty"`
@@ -68,7 +71,9 @@ type Considered struct {
 	// Selects prints whom the policy selects.
 	Selects string `json:"selects"`
 	// Isolates: the pod is isolated in the direction because of the policy.
-	Isolates bool           `json:"isolates,omitempty"`
+	Isolates bool `json:"isolates,omitempty"`
+	// Audit: the policy is not enforced; its rules decide what would be.
+	Audit    bool           `json:"audit,omitempty"`
 	Problems []rule.Problem `json:"problems,omitempty"`
 	Rules    []RuleTrace    `json:"rules,omitempty"`
 }
@@ -88,7 +93,10 @@ type RuleTrace struct {
 // Explain judges a flow as Judge does, policy by policy and rule by rule instead of by compiled pairs.
 func Explain(s *Snapshot, f *packet.Flow, hook Hook, held bool) Explanation {
 	var c situation
-	v, done := c.open(s, f, hook, held)
+	v, done := c.open(s, f, hook, held || s.audit)
+	if done && s.audit {
+		v.Action = Allow
+	}
 	x := Explanation{
 		Generation:  s.generation,
 		Source:      party(f.Src, f.SrcPort, v.Src),
@@ -113,7 +121,7 @@ func Explain(s *Snapshot, f *packet.Flow, hook Hook, held bool) Explanation {
 			v.reverse(x.Reverse.Egress.decision(), x.Reverse.Ingress.decision())
 		}
 	}
-	x.Action, x.Reason, x.Direction = v.Action, v.Reason, v.Direction
+	x.Action, x.Reason, x.Direction, x.Would = v.Action, v.Reason, v.Direction, v.Would()
 	if v.Awaited.IsValid() {
 		x.Awaited = &v.Awaited
 	}
@@ -153,8 +161,7 @@ func (q *question) named(dst *endpoint.Endpoint) {
 	}
 }
 
-// judge walks the policies of one direction. The tiers are told apart by the rules as they come: a rule that passes
-// ends its tier, and the end of the NetworkPolicy tier refuses what it has not accepted if it isolates.
+// judge walks the policies of one direction, and once more with those in audit mode if there are any.
 func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr netip.Addr) *Judgement {
 	if !side.subject {
 		return nil
@@ -164,46 +171,65 @@ func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr
 		j.Decision = notIsolated
 		return j
 	}
+	j.Policies, j.Decision = q.walk(p, false, peer, addr)
+	if p.audited {
+		policies, would := q.walk(p, true, peer, addr)
+		for i := range policies {
+			if policies[i].Audit {
+				j.Policies[i] = policies[i]
+			}
+		}
+		j.Decision = withWould(j.Decision, would)
+	}
+	return j
+}
+
+// walk applies the rules one by one; audit says whether policies in audit mode count. The tiers are told apart by the
+// rules as they come: a rule that passes ends its tier, and the end of the NetworkPolicy tier refuses what it has not
+// accepted if it isolates.
+func (q *question) walk(p *Program, audit bool, peer *entry, addr netip.Addr) (all []Considered, by *Decision) {
+	isolated := p.isolated
+	if audit {
+		isolated = p.wouldIsolate
+	}
+	if isolated != nil && q.host {
+		isolated = ownNode
+	}
 	var passed rule.Tier
 	for _, pol := range p.policies {
-		if pol.Tier == rule.Baseline {
-			q.leaveNamespaced(j, p)
+		if pol.Tier == rule.Baseline && by == nil {
+			by = isolated
 		}
 		c := Considered{
 			Policy: pol.Ref, Tier: pol.Tier, Priority: pol.Priority, Selects: pol.Subject.String(),
-			Isolates: pol.Tier == rule.Namespaced, Problems: pol.Problems,
+			Isolates: pol.Tier == rule.Namespaced, Audit: pol.audit, Problems: pol.Problems,
 		}
-		for i := range pol.sides[d].codes {
-			code := &pol.sides[d].codes[i]
-			t := RuleTrace{Index: i, Name: code.rule.Name, Action: code.rule.Action}
-			t.Matches, t.Why = q.matches(code.rule, peer, addr)
+		counts := (audit || !pol.audit) && (!q.host || pol.Tier != rule.Namespaced)
+		codes := pol.sides[p.direction].codes
+		for i := range codes {
+			t := RuleTrace{Index: i, Name: codes[i].rule.Name, Action: codes[i].rule.Action}
+			t.Matches, t.Why = q.matches(codes[i].rule, peer, addr)
 			// Traffic with the own node is not subject to the rules of the NetworkPolicy tier.
-			if t.Matches && j.Decision == nil && passed != pol.Tier && (!q.host || pol.Tier != rule.Namespaced) {
+			if t.Matches && by == nil && passed != pol.Tier && counts {
 				t.Decides = true
-				if j.Decision = code.decision; code.decision == nil {
+				if by = codes[i].decision; by == nil {
 					passed = pol.Tier
 				}
 			}
 			c.Rules = append(c.Rules, t)
 		}
-		j.Policies = append(j.Policies, c)
+		all = append(all, c)
 	}
-	q.leaveNamespaced(j, p)
-	if j.Decision == nil {
-		j.Decision = notIsolated
-	}
-	return j
-}
-
-// leaveNamespaced ends the NetworkPolicy tier.
-func (q *question) leaveNamespaced(j *Judgement, p *Program) {
 	switch {
-	case j.Decision != nil || p.isolated == nil:
-	case q.host:
-		j.Decision = ownNode
+	case by != nil:
+	case isolated != nil:
+		by = isolated
+	case q.host && p.host == nil:
+		by = ownNode
 	default:
-		j.Decision = p.isolated
+		by = notIsolated
 	}
+	return all, by
 }
 
 // matches tells whether the rule matches, and why.

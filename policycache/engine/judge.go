@@ -57,8 +57,11 @@ func (e *Evaluator) Pairs() int { return e.pairs.Len() }
 func (e *Evaluator) Judge(s *Snapshot, f *packet.Flow, hook Hook, held bool) Verdict {
 	e.stats.Verdicts++
 	var c situation
-	v, done := c.open(s, f, hook, held)
+	v, done := c.open(s, f, hook, held || s.audit)
 	if done {
+		if s.audit {
+			v.Action = Allow
+		}
 		return v
 	}
 	l := laneOf(f)

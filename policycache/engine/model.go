@@ -17,6 +17,9 @@ type Config struct {
 	// Node is the name of the node whose pods are subjects. Empty makes the pods of all nodes subjects, as explaining
 	// and drawing the matrix of a whole cluster need it.
 	Node string
+	// Audit puts every policy in audit mode and denies nothing else either: packets that cannot be read and addresses
+	// that nobody knows pass too. Verdict.Would says what would have become of them.
+	Audit bool
 }
 
 // Model is the mutable side: it takes changes of endpoints and policies and gives snapshots. It belongs to one
@@ -86,6 +89,7 @@ func NewModel(cfg Config) *Model {
 		local:       new(bart.Lite),
 		last: &Snapshot{
 			table: new(bart.Table[entry]), cluster: new(bart.Lite), local: new(bart.Lite), node: cfg.Node,
+			audit: cfg.Audit,
 		},
 	}
 }
@@ -229,14 +233,14 @@ func (m *Model) DeletePolicy(ref rule.Ref) {
 
 // prepare compiles what is new. A direction that is as before keeps its serial, and so do the Programs made of it.
 func (m *Model) prepare(src *rule.Policy, old *policy) *policy {
-	p := &policy{Policy: src}
+	p := &policy{Policy: src, audit: src.Audit || m.cfg.Audit}
 	for d, dir := range map[Direction]*rule.Direction{Ingress: src.Ingress, Egress: src.Egress} {
-		if old != nil && old.sides[d] != nil && src.Tier == old.Tier && src.Priority == old.Priority &&
+		if old != nil && old.sides[d] != nil && p.audit == old.audit && src.Tier == old.Tier && src.Priority == old.Priority &&
 			reflect.DeepEqual(old.direction(d), dir) {
 			p.sides[d] = old.sides[d]
 			continue
 		}
-		p.sides[d] = newSide(src, dir, m.nextSerial())
+		p.sides[d] = newSide(p, dir, m.nextSerial())
 	}
 	return p
 }

@@ -32,18 +32,38 @@ type compiler struct {
 	examined uint64
 }
 
-// compile merges the rules of all tiers into one table per lane: what a rule takes, no later rule gets.
+// compile makes the pair of a program and a kind of peer. Policies in audit mode cost a second look at the rules, and
+// only their own subjects.
 func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named *endpoint.Ports) *pair {
 	id := peer.Identity()
+	made := c.merge(p, false, &id, class, named)
+	if p.audited {
+		would := c.merge(p, true, &id, class, named)
+		for l := range made.tables {
+			made.tables[l] = beside(&made.tables[l], &would.tables[l])
+		}
+	}
+	return made
+}
+
+// merge merges the rules of all tiers into one table per lane: what a rule takes, no later rule gets. audit says whether
+// policies in audit mode count.
+func (c *compiler) merge(
+	p *Program, audit bool, id *identity.Identity, class uint32, named *endpoint.Ports,
+) *pair {
+	isolated := p.isolated
+	if audit {
+		isolated = p.wouldIsolate
+	}
 	for l := range c.canvases {
 		c.canvases[l].reset()
 	}
-	next := c.tier(p, 0, rule.Admin, &id, class, named)
-	next = c.tier(p, next, rule.Namespaced, &id, class, named)
-	if p.isolated != nil {
-		c.takeAll(p.isolated)
+	next := c.tier(p, 0, rule.Admin, audit, id, class, named)
+	next = c.tier(p, next, rule.Namespaced, audit, id, class, named)
+	if isolated != nil {
+		c.takeAll(isolated)
 	}
-	c.tier(p, next, rule.Baseline, &id, class, named)
+	c.tier(p, next, rule.Baseline, audit, id, class, named)
 	c.takeAll(notIsolated)
 	made := new(pair)
 	for l := range c.canvases {
@@ -54,11 +74,11 @@ func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named
 
 // tier applies the rules of one tier, which begin at step i, and returns where the next tier begins.
 func (c *compiler) tier(
-	p *Program, i int, t rule.Tier, id *identity.Identity, class uint32, named *endpoint.Ports,
+	p *Program, i int, t rule.Tier, audit bool, id *identity.Identity, class uint32, named *endpoint.Ports,
 ) int {
 	for ; i < len(p.steps) && p.steps[i].tier == t; i++ {
 		s := &p.steps[i]
-		if c.closed() {
+		if s.audit && !audit || c.closed() {
 			continue
 		}
 		c.examined++

@@ -9,6 +9,8 @@ import (
 // policy is a rule.Policy made ready for programs: what can be computed once per policy is computed here.
 type policy struct {
 	*rule.Policy
+	// audit: the policy is evaluated and not enforced.
+	audit bool
 	// sides are indexed by Direction; nil where the policy does not cover it.
 	sides [Egress + 1]*side
 }
@@ -27,10 +29,12 @@ type code struct {
 	decision *Decision
 	// blocks are the keys of the rule's address blocks, in the order of its peers of that kind.
 	blocks []blockKey
+	// audit is that of the policy.
+	audit bool
 }
 
 // newSide prepares one direction; nil in gives nil out.
-func newSide(p *rule.Policy, d *rule.Direction, serial uint64) *side {
+func newSide(p *policy, d *rule.Direction, serial uint64) *side {
 	if d == nil {
 		return nil
 	}
@@ -38,7 +42,7 @@ func newSide(p *rule.Policy, d *rule.Direction, serial uint64) *side {
 	refs := []rule.Ref{p.Ref}
 	for i := range d.Rules {
 		r := &d.Rules[i]
-		c := code{rule: r}
+		c := code{rule: r, audit: p.audit}
 		switch r.Action {
 		case rule.Accept:
 			c.decision = &Decision{Allow: true, Reason: AllowedByRule, Tier: p.Tier, Policies: refs, Rule: i, RuleName: r.Name}
@@ -67,7 +71,11 @@ type Program struct {
 	steps    []step
 	// isolated is what happens to flows that no rule of the NetworkPolicy tier allows; nil if no policy isolates.
 	isolated *Decision
-	blocks   *blocks
+	// audited: there are policies in audit mode among them, and wouldIsolate is what isolated was if those were enforced.
+	audited      bool
+	enforced     bool // there are others
+	wouldIsolate *Decision
+	blocks       *blocks
 	// named and nodes tell whether any rule depends on named ports, and on the labels of nodes.
 	named, nodes bool
 	// host is the Program for traffic with the pod's own node; nil if that is always allowed.
@@ -101,9 +109,9 @@ func programKey(buf []byte, d Direction, policies []*policy) []byte {
 func newProgram(d Direction, policies []*policy, serial func() uint64) *Program {
 	p := &Program{serial: serial(), direction: d}
 	var (
-		set   blockSet
-		cited []rule.Ref
-		admin bool
+		set          blockSet
+		cited, would []rule.Ref
+		admin        bool
 	)
 	for _, pol := range policies {
 		s := pol.sides[d]
@@ -111,23 +119,33 @@ func newProgram(d Direction, policies []*policy, serial func() uint64) *Program 
 			continue
 		}
 		p.policies = append(p.policies, pol)
-		if pol.Tier == rule.Namespaced {
-			cited = append(cited, pol.Ref)
-		} else {
+		p.audited, p.enforced = p.audited || pol.audit, p.enforced || !pol.audit
+		switch {
+		case pol.Tier != rule.Namespaced:
 			admin = true
+		case pol.audit:
+			would = append(would, pol.Ref)
+		default:
+			cited, would = append(cited, pol.Ref), append(would, pol.Ref)
 		}
 		for i := range s.codes {
 			p.add(&s.codes[i], pol.Tier, &set)
 		}
 	}
 	p.blocks = set.build()
-	if cited != nil {
-		p.isolated = &Decision{Reason: NoRuleMatches, Tier: rule.Namespaced, Policies: cited, Rule: -1}
-	}
+	p.isolated, p.wouldIsolate = isolation(cited), isolation(would)
 	if admin {
 		p.host = p.forHost(serial())
 	}
 	return p
+}
+
+// isolation is the decision about flows that none of these policies allows; nil for none.
+func isolation(by []rule.Ref) *Decision {
+	if by == nil {
+		return nil
+	}
+	return &Decision{Reason: NoRuleMatches, Tier: rule.Namespaced, Policies: by, Rule: -1}
 }
 
 func (p *Program) add(c *code, tier rule.Tier, set *blockSet) {
@@ -160,6 +178,9 @@ func (p *Program) forHost(serial uint64) *Program {
 	}
 	if h.isolated != nil {
 		h.isolated = ownNode
+	}
+	if h.wouldIsolate != nil {
+		h.wouldIsolate = ownNode
 	}
 	return &h
 }

@@ -74,9 +74,9 @@ func (c *situation) unknown(s *Snapshot, f *packet.Flow, hook Hook, held bool, v
 		return srcLocal || dstLocal
 	}
 	switch {
-	case srcLocal, c.src.ep == nil && c.dst.ingress != nil && hook != Output && s.cluster.Contains(f.Src):
+	case srcLocal, c.src.ep == nil && s.judges(c.dst.ingress) && hook != Output && s.cluster.Contains(f.Src):
 		v.Awaited = f.Src
-	case dstLocal, c.dst.ep == nil && c.src.egress != nil && s.cluster.Contains(f.Dst):
+	case dstLocal, c.dst.ep == nil && s.judges(c.src.egress) && s.cluster.Contains(f.Dst):
 		v.Awaited = f.Dst
 	default:
 		return false
@@ -90,9 +90,9 @@ func (c *situation) unknown(s *Snapshot, f *packet.Flow, hook Hook, held bool, v
 func (c *situation) malformed(s *Snapshot, f *packet.Flow, hook Hook, v *Verdict) {
 	v.Reason = Malformed
 	switch {
-	case c.src.egress != nil || c.unknownLocal(s, &c.src, f.Src, hook != Output):
+	case s.judges(c.src.egress) || c.unknownLocal(s, &c.src, f.Src, hook != Output):
 		v.Direction = Egress
-	case c.dst.ingress != nil || c.unknownLocal(s, &c.dst, f.Dst, hook != Input):
+	case s.judges(c.dst.ingress) || c.unknownLocal(s, &c.dst, f.Dst, hook != Input):
 		v.Direction = Ingress
 	default:
 		v.Action, v.Reason = Allow, MalformedNotIsolated

@@ -18,6 +18,7 @@ type Snapshot struct {
 	cluster, local *bart.Lite
 	node           string
 	generation     uint64
+	audit          bool // Config.Audit
 }
 
 // entry is what is known of an address.
@@ -98,6 +99,10 @@ func (e *entry) sameVerdicts(o *entry) bool {
 	}
 	return e.ep == o.ep || e.ep.Identity == o.ep.Identity && e.ep.Ports == o.ep.Ports && e.ep.Node == o.ep.Node
 }
+
+// judges tells whether there are policies in a program for which packets are refused that cannot be judged: those in
+// audit mode refuse none, unless nothing is refused anyway.
+func (s *Snapshot) judges(p *Program) bool { return p != nil && (p.enforced || s.audit) }
 
 // isPod and isNode tell what owns the address; neither holds for external ones.
 func (e *entry) isPod() bool  { return e.ep != nil && e.ep.Kind == identity.Pod }

@@ -181,3 +181,34 @@ func (c *canvas) table() portTable {
 	}
 	return t
 }
+
+// beside joins the table in force with the one that would be if policies in audit mode were enforced.
+func beside(now, would *portTable) portTable {
+	if now.one != nil && would.one != nil {
+		return portTable{one: withWould(now.one, would.one)}
+	}
+	var t portTable
+	starts := append(append(make([]uint16, 0, len(now.starts)+len(would.starts)+1), now.starts...), would.starts...)
+	slices.Sort(starts)
+	var last [2]*Decision
+	for _, start := range slices.Compact(starts) {
+		both := [2]*Decision{now.lookup(start), would.lookup(start)}
+		if both == last {
+			continue
+		}
+		last = both
+		t.starts = append(t.starts, start)
+		t.decisions = append(t.decisions, withWould(both[0], both[1]))
+	}
+	return t
+}
+
+// withWould is the decision d, where it matters with what would be decided instead.
+func withWould(d, would *Decision) *Decision {
+	if d.Allow == would.Allow {
+		return d
+	}
+	both := *d
+	both.Would = would
+	return &both
+}

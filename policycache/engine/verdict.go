@@ -127,6 +127,17 @@ type Decision struct {
 	Rule int `json:"rule"`
 	// RuleName is that rule's own name, where it has one.
 	RuleName string `json:"ruleName,omitempty"`
+	// Would is what would be decided if the policies in audit mode were enforced; nil where that allows, or denies,
+	// just the same.
+	Would *Decision `json:"would,omitempty"`
+}
+
+// would is the decision with the policies in audit mode enforced.
+func (d *Decision) would() *Decision {
+	if d != nil && d.Would != nil {
+		return d.Would
+	}
+	return d
 }
 
 // The decisions that no policy takes part in.
@@ -149,6 +160,43 @@ type Verdict struct {
 	// Awaited is the unknown address, with Hold.
 	Awaited netip.Addr
 }
+
+// Would is the Action if nothing was in audit mode. After MidStreamReverse it is the Action itself: what opened the flow
+// has been judged before.
+func (v *Verdict) Would() Action {
+	switch {
+	case v.Action == Hold || v.Reason == MidStreamReverse:
+		return v.Action
+	case v.Reason == Malformed || v.Reason == UnknownEndpoint:
+		return Deny
+	case v.Egress == nil && v.Ingress == nil:
+		return v.Action
+	}
+	for _, d := range [...]*Decision{v.Egress.would(), v.Ingress.would()} {
+		if d != nil && !d.Allow {
+			return Deny
+		}
+	}
+	return Allow
+}
+
+// Enforced is the verdict if nothing was in audit mode, for the log: with the direction, the reason and the decisions
+// that would count.
+func (v *Verdict) Enforced() Verdict {
+	e := *v
+	if e.Action = v.Would(); e.Action == v.Action || v.Egress == nil && v.Ingress == nil {
+		return e
+	}
+	e.Action, e.Reason, e.Direction = Deny, NoReason, NoDirection
+	e.Egress, e.Ingress = v.Egress.would(), v.Ingress.would()
+	e.conclude()
+	return e
+}
+
+// Hypothetical is an Action that is not taken.
+type Hypothetical Action
+
+func (h Hypothetical) String() string { return enum([]string{"would-deny", "would-allow"}, int(h)) }
 
 func enum(names []string, i int) string {
 	if i < len(names) {

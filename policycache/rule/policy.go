@@ -117,6 +117,8 @@ type Policy struct {
 	// Ingress and Egress are nil where the policy says nothing of that direction. In the NetworkPolicy tier a
 	// direction that is not nil isolates the subjects, whatever rules it has.
 	Ingress, Egress *Direction
+	// Audit policies are evaluated, and what they would change is told; they are not enforced.
+	Audit bool
 	// Problems are the parts that could not be understood. The policy is in force all the same, failing closed.
 	Problems []Problem
 }

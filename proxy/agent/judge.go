@@ -85,6 +85,9 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 		j.batch++
 	}
 	j.counts.Count(&v)
+	if v.Would() != v.Action {
+		j.logWould(&v)
+	}
 	if v.Action == engine.Allow {
 		if cached(&j.flow) {
 			j.learned.put(tupleOf(&j.flow))
@@ -109,6 +112,18 @@ func (j *judge) log(v *engine.Verdict) {
 	j.denied.Put(&r)
 }
 
+// logWould puts on the flow log's ring what would become of the flow if the policies in audit mode were enforced.
+func (j *judge) logWould(v *engine.Verdict) {
+	if j.denied == nil {
+		return
+	}
+	e := v.Enforced()
+	r := recordOf(&e, &j.flow)
+	r.Verdict = engine.Hypothetical(e.Action)
+	r.Time = j.clock.wall()
+	j.denied.Put(&r)
+}
+
 // recordOf is the flow log's view of a denial.
 func recordOf(v *engine.Verdict, f *packet.Flow) flowlog.Record {
 	r := flowlog.Record{
@@ -119,7 +134,7 @@ func recordOf(v *engine.Verdict, f *packet.Flow) flowlog.Record {
 		Proto: f.Proto,
 	}
 	d := v.Ingress
-	if v.Direction == engine.Egress {
+	if v.Direction == engine.Egress || d == nil {
 		d = v.Egress
 	}
 	if d != nil {
