@@ -231,7 +231,7 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		return 0, 0, err
 	}
 	defer table.Close()
-	var cut, back, keep []conntrack.Flow
+	var cut, back, keep, loose []conntrack.Flow
 	err = table.Dump(conntrack.Filter{}, func(f *conntrack.Flow) bool {
 		t := f.Policy()
 		if !w.contains(t.Src) && !w.contains(t.Dst) {
@@ -245,6 +245,11 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		case v.Action == engine.Deny && state != s.marks.Revoked():
 			cut = append(cut, *f)
 			s.report(&v, f)
+		case v.Reason == engine.MidStreamReverse:
+			// Its packets pass one by one, see judge: admitting it would let either side open connections on its ports.
+			if state != 0 {
+				loose = append(loose, *f)
+			}
 		case v.Action == engine.Allow && state == s.marks.Revoked():
 			back = append(back, *f)
 		case v.Action == engine.Allow && state != s.marks.Admitted() && isolates(&v):
@@ -263,7 +268,10 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 	if err != nil {
 		return uint64(n), uint64(m), err
 	}
-	_, err = table.SetMarks(keep, s.marks.Admitted(), s.marks.Mask())
+	if _, err := table.SetMarks(keep, s.marks.Admitted(), s.marks.Mask()); err != nil {
+		return uint64(n), uint64(m), err
+	}
+	_, err = table.SetMarks(loose, 0, s.marks.Mask())
 	return uint64(n), uint64(m), err
 }
 
