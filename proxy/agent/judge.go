@@ -88,6 +88,11 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 	if v.Would() != v.Action {
 		j.logWould(&v)
 	}
+	if v.Reason == engine.MidStreamReverse {
+		// This packet only: it passes as an answer in a connection of the other orientation. Admitting the flow that
+		// conntrack makes of it would let its sender open connections on the same ports.
+		return queue.Verdict{Kind: queue.Accept}
+	}
 	if v.Action == engine.Allow {
 		if cached(&j.flow) {
 			j.learned.put(tupleOf(&j.flow))
