@@ -91,6 +91,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		err = nil // asked to stop while it was still waiting for the cluster's state
 	}
 	if errors.Is(err, ruleset.ErrSuperseded) {
+		if cfg.WaitWhenReplaced {
+			cfg.Log.Info().Msg("another agent has taken over this node; waiting to be ended")
+			<-stop.Done()
+		}
 		cfg.Log.Info().Msg("stopped: another agent has taken over this node")
 		return nil
 	}

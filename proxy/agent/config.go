@@ -51,6 +51,10 @@ type Config struct {
 	// Spins is the number of empty reads a queue thread makes before it sleeps.
 	Spins int
 
+	// WaitWhenReplaced keeps the process, idle, after another agent has taken over, until it is ended. What restarts
+	// processes that end, as a kubelet does, would otherwise have this one take the node back.
+	WaitWhenReplaced bool
+
 	// Version is reported by /status and as a metric.
 	Version string
 	// Log takes what operators should know; never one line per packet.

@@ -17,6 +17,7 @@ import (
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/metrics"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -43,6 +44,8 @@ type controller struct {
 	generation uint32
 	subjects   map[netip.Addr]ruleset.Subject
 	repairs    atomic.Uint64
+	// changes is how long changes take until new flows obey.
+	changes metrics.Latency
 
 	mu      sync.Mutex
 	applied applied
@@ -144,6 +147,7 @@ func (c *controller) run(ctx context.Context, q *source.Queue) error {
 
 // step brings one batch into force. When it returns, every new flow is judged by it.
 func (c *controller) step(ctx context.Context, b source.Batch) error {
+	began := time.Now()
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	snapshot, delta := c.state.Apply(b.Changes)
@@ -190,6 +194,7 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 	}
 	c.publisher.committed.Store(generation)
 	c.wake()
+	c.changes.Observe(time.Since(began))
 	c.record(b, snapshot, nil)
 	// Packets that had passed the verdict map when the transaction came may still add tuples that it removed.
 	c.settler.settle(settlement{

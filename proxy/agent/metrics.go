@@ -13,6 +13,7 @@ func (a *agent) register(r *prometheus.Registry) {
 	s := metrics.Sources{
 		Version: a.cfg.Version, Features: a.rules.Features().String(),
 		Queues: a.queueStats, KernelQueues: queue.ReadKernelStats, Counters: a.rules.Counters, State: a.measure,
+		Watches: a.sourceHealth, Changes: &a.controller.changes,
 	}
 	for _, j := range a.judges {
 		s.Verdicts = append(s.Verdicts, j.counts)
