@@ -30,10 +30,11 @@ func Raw(ready func()) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("NETLINK_NO_ENOBUFS: %w", err)
 	}
+	gso := be32(nfqueue.NfQaCfgFlagGSO) // packets as they are
 	for _, m := range [][]byte{
 		config(attribute(cfgCmd, []byte{cmdBind, 0, 0, unix.AF_UNSPEC})),
 		config(attribute(cfgParams, append(binary.BigEndian.AppendUint32(nil, copyRange), nfqueue.NfQnlCopyPacket))),
-		config(append(attribute(cfgMask, be32(nfqueue.NfQaCfgFlagGSO)), attribute(cfgFlags, be32(nfqueue.NfQaCfgFlagGSO))...)),
+		config(append(attribute(cfgMask, gso), attribute(cfgFlags, gso)...)),
 	} {
 		if err := unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 			return fmt.Errorf("configure the queue: %w", err)
@@ -94,7 +95,7 @@ func Callback(ready func()) error {
 
 // Messages and attributes of NFQUEUE (linux/netfilter/nfnetlink_queue.h).
 const (
-	msgPacket  = unix.NFNL_SUBSYS_QUEUE<<8 | 0 // NFQNL_MSG_PACKET
+	msgPacket  = unix.NFNL_SUBSYS_QUEUE << 8   // NFQNL_MSG_PACKET
 	msgVerdict = unix.NFNL_SUBSYS_QUEUE<<8 | 1 // NFQNL_MSG_VERDICT
 	msgConfig  = unix.NFNL_SUBSYS_QUEUE<<8 | 2 // NFQNL_MSG_CONFIG
 

@@ -172,7 +172,7 @@ func (c *client) fires() error {
 		err = unix.Connect(fd, sockaddr(target))
 		_ = unix.Close(fd)
 		c.result.Begun++
-		if err != nil && err != unix.EINPROGRESS {
+		if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			return fmt.Errorf("connect to %s: %w", target, err)
 		}
 	}
@@ -194,8 +194,8 @@ func connect(source netip.Addr, target netip.AddrPort, wait time.Duration) (Outc
 	for {
 		err = unix.Connect(fd, to)
 		took := time.Since(begin)
-		switch err {
-		case nil, unix.EISCONN:
+		switch errnoOf(err) {
+		case 0, unix.EISCONN:
 			return Accepted, took, nil
 		case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.EACCES, unix.EPERM:
 			return Refused, took, nil
@@ -206,6 +206,13 @@ func connect(source netip.Addr, target netip.AddrPort, wait time.Duration) (Outc
 			return "", 0, fmt.Errorf("connect to %s: %w", target, err)
 		}
 	}
+}
+
+// errnoOf is the number of a system call's error, 0 for none.
+func errnoOf(err error) unix.Errno {
+	var errno unix.Errno
+	_ = errors.As(err, &errno) // nothing else comes from system calls
+	return errno
 }
 
 // socket opens a socket that close resets, bound to the source without choosing a port yet.

@@ -62,7 +62,7 @@ func request(fd int, to unix.Sockaddr, parallel int) (Outcome, time.Duration, er
 }
 
 func refusal(err error, begin time.Time) (Outcome, time.Duration, error) {
-	switch err {
+	switch errnoOf(err) {
 	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.EACCES, unix.EPERM:
 		return Refused, time.Since(begin), nil
 	case unix.EAGAIN:

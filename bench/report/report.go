@@ -101,7 +101,8 @@ type headline struct {
 	Error    string    `json:"error,omitempty"`
 }
 
-// WriteHeadlines writes the results as one JSON object: {"scenario": {"value":…, "baseline":…, "ratio":…, "unit":…}, …}.
+// WriteHeadlines writes the results as one JSON object:
+// {"scenario": {"value":…, "baseline":…, "ratio":…, "unit":…}, …}.
 func (r *Report) WriteHeadlines(w io.Writer) error {
 	out := make(map[string]headline, len(r.Results))
 	for i := range r.Results {

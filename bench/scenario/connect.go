@@ -3,7 +3,6 @@ package scenario
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/firstpacket/firstpacket/bench/load"
 	"github.com/firstpacket/firstpacket/bench/report"
@@ -56,7 +55,7 @@ func (s *Suite) openStaticFor(proto uint8, t load.Tuples) (*contender, error) {
 func (s *Suite) cached(c *contender, clients int) *entry {
 	return &entry{contender: c, warm: 1, job: load.Job{
 		Kind: load.Connect, Clients: clients, Tuples: cachedTuple(), Want: load.Accepted,
-		Duration: pick[time.Duration](s, 300, 120, 20) * time.Millisecond, Limit: pick(s, 30000, 30000, 20),
+		Duration: s.lasting(300, 120), Limit: pick(s, 30000, 30000, 20),
 	}}
 }
 
@@ -65,7 +64,7 @@ func (s *Suite) uncached(c *contender, clients int) *entry {
 	t := allTuples()
 	e := &entry{contender: c, job: load.Job{
 		Kind: load.Connect, Clients: clients, Tuples: t, Want: load.Accepted,
-		Duration: pick[time.Duration](s, 300, 120, 20) * time.Millisecond, Limit: pick(s, t.Count(), t.Count(), 20),
+		Duration: s.lasting(300, 120), Limit: pick(s, t.Count(), t.Count(), 20),
 	}}
 	if c.queued != nil {
 		e.asks = 1
@@ -73,8 +72,8 @@ func (s *Suite) uncached(c *contender, clients int) *entry {
 	return e
 }
 
-const checkedConnections = "The server took exactly the connections that the client had; the table's counters say that " +
-	"userspace was asked once for each new tuple, and never for a cached one."
+const checkedConnections = "The server took exactly the connections that the client had; the table's counters say " +
+	"that userspace was asked once for each new tuple, and never for a cached one."
 
 func (s *Suite) connects(ctx context.Context) error {
 	few, many := 1, pick(s, 1000, 1000, 10)
@@ -208,19 +207,20 @@ func (s *Suite) policiesOf(ctx context.Context, n int) error {
 		connectionRate, o, l, others...)
 	r.Checked = checkedConnections
 	s.add(r, 1.25, false)
-	const plot = "New connections a second by number of policies"
-	s.point(plot, "firstpacket, new tuple", "policies", connectionRate, n, o)
-	s.point(plot, "firstpacket, cached tuple", "policies", connectionRate, n, known)
-	s.point(plot, raw+" (accepts everything)", "policies", connectionRate, n, l)
+	s.point("firstpacket, new tuple", n, o)
+	s.point("firstpacket, cached tuple", n, known)
+	s.point(raw+" (accepts everything)", n, l)
 	for _, e := range others {
-		s.point(plot, "a chain for each policy", "policies", connectionRate, n, e)
+		s.point("a chain for each policy", n, e)
 	}
 	return nil
 }
 
-func (s *Suite) point(plot, label, x, y string, at int, e *entry) {
+// point adds to the plot of rates against policies.
+func (s *Suite) point(label string, policies int, e *entry) {
 	_, median, _ := quartiles(e.rates)
-	s.pointAt(plot, label, x, y, float64(at), median)
+	const plot = "New connections a second by number of policies"
+	s.pointAt(plot, label, "policies", connectionRate, float64(policies), median)
 }
 
 func (s *Suite) pointAt(plot, label, x, y string, at, value float64) {

@@ -36,8 +36,8 @@ func (s *Suite) events(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.addEvents("policy_event_ms_p99", "from a watch event to the first connection that obeys, 10,000 pods, 1,000 policies",
-		took, eventTarget)
+	s.addEvents("policy_event_ms_p99",
+		"from a watch event to the first connection that obeys, 10,000 pods, 1,000 policies", took, eventTarget)
 	if s.cfg.Quick {
 		return nil
 	}

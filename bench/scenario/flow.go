@@ -53,7 +53,7 @@ func several(flows int) string {
 
 func (s *Suite) stream(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Bytes) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: pick[time.Duration](s, 400, 200, 20) * time.Millisecond, Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(400, 200), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.SinkPort, Ports: 1,
 	}}
 	e.after = func(r *load.Result) error {
@@ -71,7 +71,7 @@ func (s *Suite) stream(c *contender, flows int) *entry {
 
 func (s *Suite) packets(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Packets) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: pick[time.Duration](s, 400, 200, 20) * time.Millisecond, Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(400, 200), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.DropPort, Ports: 1,
 	}}
 	var start uint64
@@ -149,7 +149,7 @@ func (s *Suite) request(c *contender, parallel int) *entry {
 	t := load.Tuples{Sources: world.ClientAddrs(), Targets: world.ServerAddrs(), Port: load.UDPPort, Ports: load.UDPPorts}
 	e := &entry{contender: c, job: load.Job{
 		Kind: load.Request, Parallel: parallel, Tuples: t, Want: load.Accepted,
-		Duration: pick[time.Duration](s, 400, 150, 20) * time.Millisecond, Limit: pick(s, t.Count(), t.Count(), 20),
+		Duration: s.lasting(400, 150), Limit: pick(s, t.Count(), t.Count(), 20),
 	}}
 	if c.queued != nil {
 		e.asks = 1
@@ -173,11 +173,13 @@ func (s *Suite) denied(ctx context.Context) error {
 	if err := s.compare(ctx, rounds, p, fresh, again); err != nil {
 		return err
 	}
-	const checked = "Every connection was refused, and none reached the server; userspace was asked once for each new tuple."
+	const checked = "Every connection was refused, and none reached the server; " +
+		"userspace was asked once for each new tuple."
 	r := against("denied_reject_uncached", "refused by a reset, each of a new tuple", connectionRate, fresh, p)
 	r.Checked = checked
 	s.add(r, 0, false)
-	r = against("denied_reject_cached", "refused by a reset, of a tuple that was refused a moment ago", connectionRate, again, p)
+	r = against("denied_reject_cached", "refused by a reset, of a tuple that was refused a moment ago", connectionRate,
+		again, p)
 	r.Checked = checked
 	s.add(r, 0, false)
 
@@ -203,7 +205,7 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 	t := load.Tuples{Targets: world.ServerAddrs(), Port: load.TCPPort, Ports: load.TCPPorts}
 	e := &entry{contender: c, worker: c.noise}
 	e.job = load.Job{
-		Kind: load.Connect, Want: load.Refused, Duration: pick[time.Duration](s, 400, 150, 20) * time.Millisecond,
+		Kind: load.Connect, Want: load.Refused, Duration: s.lasting(400, 150),
 		Limit: pick(s, t.Count(), t.Count(), 20), Tuples: t,
 	}
 	switch {
@@ -219,7 +221,7 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 func (s *Suite) fire(c *contender) *entry {
 	e := &entry{contender: c, worker: c.noise, warm: 1}
 	e.job = load.Job{
-		Kind: load.Fire, Duration: pick[time.Duration](s, 300, 150, 20) * time.Millisecond, Limit: pick(s, 20000, 20000, 20),
+		Kind: load.Fire, Duration: s.lasting(300, 150), Limit: pick(s, 20000, 20000, 20),
 		Tuples: load.Tuples{Targets: world.ServerAddrs()[:1], Port: load.TCPPort, Ports: 1},
 	}
 	var refused uint64
@@ -295,7 +297,8 @@ func (s *Suite) fairness(ctx context.Context) error {
 		return err
 	}
 	r := against("fairness", "99th percentile of new tuples' connect time beside a pod that floods", "us", beside, alone)
-	r.Checked = fmt.Sprintf("The flood was %.0f SYNs/s to %d ports, none of which was let through.", rate, 60000*world.Servers)
+	r.Checked = fmt.Sprintf("The flood was %.0f SYNs/s to %d ports, none of which was let through.", rate,
+		flood.Tuples.Count())
 	s.add(r, 2, true)
 	return nil
 }
@@ -307,6 +310,6 @@ const floodRate = 50_000
 func (s *Suite) paced(c *contender) *entry {
 	e := s.uncached(c, 1)
 	e.job.Rate = 2000
-	e.job.Duration = pick[time.Duration](s, 1000, 300, 20) * time.Millisecond
+	e.job.Duration = s.lasting(1000, 300)
 	return e
 }

@@ -101,29 +101,31 @@ func TestGroups(t *testing.T) {
 // TestDisagreementIsAnError has counts that cannot be believed.
 func TestDisagreementIsAnError(t *testing.T) {
 	queue := &contender{queued: func() (uint64, error) { return 0, nil }}
-	allowed := load.Job{Kind: load.Connect, Want: load.Accepted}
-	denied := load.Job{Kind: load.Connect, Want: load.Refused}
+	cached := entry{contender: queue, job: load.Job{Kind: load.Connect, Want: load.Accepted}}
+	fresh, denied := cached, cached
+	fresh.asks, denied.asks, denied.job.Want = 1, 1, load.Refused
 	for name, c := range map[string]struct {
-		entry     entry
-		r, served load.Result
-		queued    uint64
+		entry                                      entry
+		begun, accepted, refused, lost, saw, asked int
+		fine                                       bool
 	}{
-		"nothing happened":          {entry{contender: queue, job: allowed}, load.Result{}, load.Result{}, 0},
-		"the server saw fewer":      {entry{contender: queue, job: allowed}, load.Result{Begun: 9, Accepted: 9}, load.Result{Accepted: 5}, 0},
-		"some were refused":         {entry{contender: queue, job: allowed}, load.Result{Begun: 9, Accepted: 8, Refused: 1}, load.Result{Accepted: 8}, 0},
-		"many were lost":            {entry{contender: queue, job: allowed}, load.Result{Begun: 9, Accepted: 4, TimedOut: 5}, load.Result{Accepted: 4}, 0},
-		"a cached tuple was queued": {entry{contender: queue, job: allowed}, load.Result{Begun: 9, Accepted: 9}, load.Result{Accepted: 9}, 1},
-		"some were never queued":    {entry{contender: queue, job: allowed, asks: 1}, load.Result{Begun: 9, Accepted: 9}, load.Result{Accepted: 9}, 8},
-		"a denied one got through":  {entry{contender: queue, job: denied, asks: 1}, load.Result{Begun: 9, Refused: 9}, load.Result{Accepted: 1}, 9},
-		"a denied one was accepted": {entry{contender: queue, job: denied, asks: 1}, load.Result{Begun: 9, Refused: 8, Accepted: 1}, load.Result{}, 9},
+		"all went well":             {fresh, 9, 9, 0, 0, 9, 9, true},
+		"nothing happened":          {cached, 0, 0, 0, 0, 0, 0, false},
+		"the server saw fewer":      {cached, 9, 9, 0, 0, 5, 0, false},
+		"the server saw more":       {cached, 9, 9, 0, 0, 10, 0, false},
+		"some were refused":         {cached, 9, 8, 1, 0, 8, 0, false},
+		"many were lost":            {cached, 9, 4, 0, 5, 4, 0, false},
+		"a cached tuple was queued": {cached, 9, 9, 0, 0, 9, 1, false},
+		"some were never queued":    {fresh, 9, 9, 0, 0, 9, 8, false},
+		"all were refused":          {denied, 9, 0, 9, 0, 0, 9, true},
+		"a denied one got through":  {denied, 9, 0, 9, 0, 1, 9, false},
+		"a denied one was accepted": {denied, 9, 1, 8, 0, 0, 9, false},
 	} {
-		if err := c.entry.check(&c.r, &c.served, c.queued); !errors.Is(err, errUnbelievable) {
+		r := load.Result{Begun: c.begun, Accepted: c.accepted, Refused: c.refused, TimedOut: c.lost}
+		err := c.entry.check(&r, &load.Result{Accepted: c.saw}, uint64(c.asked))
+		if fine := err == nil; fine != c.fine || err != nil && !errors.Is(err, errUnbelievable) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	fine := entry{contender: queue, job: allowed, asks: 1}
-	if err := fine.check(&load.Result{Begun: 9, Accepted: 9}, &load.Result{Accepted: 9}, 9); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/firstpacket/firstpacket/bench/lab/ns"
@@ -108,12 +109,7 @@ func (s *Suite) wanted(g *group) bool {
 	if len(s.cfg.Only) == 0 {
 		return g.quick || !s.cfg.Quick
 	}
-	for _, name := range s.cfg.Only {
-		if name == g.name {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(s.cfg.Only, g.name)
 }
 
 func (s *Suite) logf(format string, args ...any) { _, _ = fmt.Fprintf(s.cfg.Log, format+"\n", args...) }
@@ -142,6 +138,11 @@ func (s *Suite) add(r report.Result, target float64, atMost bool) {
 	r.Target, r.AtMost = target, atMost
 	s.report.Results = append(s.report.Results, r)
 	s.logf("  %-28s %s", r.Name, r.Summary())
+}
+
+// lasting is how long a round of a job takes.
+func (s *Suite) lasting(full, quick int64) time.Duration {
+	return time.Duration(pick(s, full, quick, 20) * int64(time.Millisecond))
 }
 
 // pick takes the number for the kind of run.

@@ -33,7 +33,9 @@ const (
 // verdicts takes the time and the allocations of one verdict in small and large clusters, side by side.
 func (s *Suite) verdicts(ctx context.Context) error {
 	sizes := pick(s,
-		[][2]int{{1, 100}, {100, 100}, {1000, 100}, {10_000, 100}, {1, 10_000}, {10_000, 10_000}, {1, 100_000}, {10_000, 100_000}},
+		[][2]int{
+			{1, 100}, {100, 100}, {1000, 100}, {10_000, 100}, {1, 10_000}, {10_000, 10_000}, {1, 100_000}, {10_000, 100_000},
+		},
 		[][2]int{{1, 100}, {10_000, 100_000}}, [][2]int{{1, 100}, {20, 200}})
 	var all []*bench
 	for _, size := range sizes {
@@ -98,7 +100,8 @@ func newBench(w world.World) (*bench, error) {
 		dst := world.ServerAddrs()[i/world.Clients%world.Servers]
 		b.packets = append(b.packets, syn(src, dst, uint16(40000+i), uint16(1000+i)))
 	}
-	return b, b.run(len(b.packets)) // compiles the pairs
+	err := b.run(len(b.packets)) // compiles the pairs
+	return b, err
 }
 
 // run asks for n verdicts.

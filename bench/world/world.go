@@ -213,8 +213,10 @@ func (w World) crowdPolicy(i int) *networkingv1.NetworkPolicy {
 			From: []networkingv1.NetworkPolicyPeer{
 				{PodSelector: app(deployment(i/namespaces + 1))},
 				{
-					NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": crowdNamespace((in + 1) % namespaces)}},
-					PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "front"}},
+					NamespaceSelector: &metav1.LabelSelector{
+						MatchLabels: map[string]string{"team": crowdNamespace((in + 1) % namespaces)},
+					},
+					PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"tier": "front"}},
 				},
 				{IPBlock: &networkingv1.IPBlock{
 					CIDR:   fmt.Sprintf("172.%d.%d.0/24", 16+i>>8&15, i&255),

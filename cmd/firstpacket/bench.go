@@ -31,9 +31,9 @@ func newBench() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure firstpacket beside no firewall, static rules and plain NFQUEUE loops",
-		Long: `Measure firstpacket, in network namespaces made for it: new connections a second, throughput, the verdict function,
-the time from a policy's change to connections that obey it, memory. Each figure is taken side by side with what it is
-compared to, and printed only if client, server and kernel have counted the same.
+		Long: `Measure firstpacket, in network namespaces made for it: new connections a second, throughput, the
+verdict function, the time from a policy's change to connections that obey it, memory. Each figure is taken side by
+side with what it is compared to, and printed only if client, server and kernel have counted the same.
 
 It runs as root, or as anyone who may make user namespaces. Progress goes to stderr. Scenario groups: ` +
 			strings.Join(scenario.Groups(), ", ") + `.`,
