@@ -44,8 +44,18 @@ func (t *text) flow(x *engine.Explanation) {
 	}
 	t.line("%s  %s -> %s, %s", verdict, nameOf(&x.Source), nameOf(&x.Destination), portOf(x))
 	t.line("       %s", sentence(x))
+	if x.Would != x.Action {
+		t.line("       %s", t.Mixed("With the policies in audit mode enforced, it would be "+would(x.Would)+"."))
+	}
 	t.side("Egress of", x, &x.Source, x.Egress)
 	t.side("Ingress of", x, &x.Destination, x.Ingress)
+}
+
+func would(a engine.Action) string {
+	if a == engine.Allow {
+		return "allowed"
+	}
+	return "denied"
 }
 
 func nameOf(p *engine.Party) string {
@@ -154,7 +164,10 @@ func (t *text) policy(number int, d engine.Direction, c *engine.Considered) {
 	if c.Tier != rule.Namespaced {
 		about = append(about, fmt.Sprintf("priority %d", c.Priority))
 	}
-	if c.Isolates {
+	switch {
+	case c.Audit:
+		about = append(about, "in audit mode, not enforced")
+	case c.Isolates:
 		about = append(about, "isolates")
 	}
 	t.line("  %d. %s: %s; selects %s", number, t.Bold(c.Policy.String()), strings.Join(about, ", "), c.Selects)
