@@ -119,9 +119,15 @@ func prepare() (*os.File, error) {
 }
 
 // nodeModules and nodeSysctls are what Kubernetes asks of a node: kubeadm's preflight checks want bridged packets to
-// pass netfilter, and kube-proxy raises the size of conntrack's table (--conntrack-min).
+// pass netfilter, and kube-proxy raises the size of conntrack's table (--conntrack-min). The other modules are what
+// every agent uses: nf_tables begins a transaction anew for each module that is missing, and with an emulated processor
+// each modprobe takes half a second. IPVS, SCTP and flow tables are left for the kernel to find.
 var (
-	nodeModules = []string{"nf_conntrack", "br_netfilter"}
+	nodeModules = []string{
+		"nf_conntrack", "br_netfilter", "veth", "nf_tables", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq",
+		"nft_objref", "nft_fib_inet", "nft_reject_inet", "nft_queue", "nft_compat", "nfnetlink_queue",
+		"nf_conntrack_netlink",
+	}
 	nodeSysctls = map[string]string{"net/netfilter/nf_conntrack_max": "131072"}
 )
 
