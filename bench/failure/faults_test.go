@@ -100,8 +100,8 @@ func TestReusedAddresses(t *testing.T) {
 spec: {nodeName: one, containers: [{name: c, ports: [{containerPort: 80}]}]},
 status: {phase: PHASE, podIP: V4, podIPs: [{ip: V4}, {ip: V6}]}}`)
 	}
-	b.apply(succeed("Succeeded") + "\n---\n" + strings.NewReplacer("name: client", "name: heir", "app: client", "app: stranger").
-		Replace(succeed("Running")))
+	heir := strings.NewReplacer("name: client", "name: heir", "app: client", "app: stranger")
+	b.apply(succeed("Succeeded") + "\n---\n" + heir.Replace(succeed("Running")))
 	held.Wait = probe.DefaultWait
 	if r := held.Exchange(); r.Outcome == probe.Reached {
 		t.Errorf("the old pod's flow goes on in the name of the new one: %v", r)

@@ -47,7 +47,8 @@ func TestFloodOfRandomPorts(t *testing.T) {
 		t.Errorf("nothing of a flood of %d packets was shed", sent)
 	}
 	// A lost SYN is sent again after a second.
-	if lost := n - slices.IndexFunc(append(during, time.Hour), func(d time.Duration) bool { return d > time.Second }); lost > 2 {
+	resent := func(d time.Duration) bool { return d > time.Second }
+	if lost := n - slices.IndexFunc(append(during, time.Hour), resent); lost > 2 {
 		t.Errorf("%d of %d connections lost a packet", lost, n)
 	}
 }
@@ -68,7 +69,8 @@ func TestFloodOfDeniedConnections(t *testing.T) {
 	b.must(err)
 	after := b.metrics()
 	queued := after.Sum("firstpacket_queue_packets_total") - before.Sum("firstpacket_queue_packets_total")
-	refused := after.Sum("firstpacket_kernel_packets_total", `outcome="refused"`) - before.Sum("firstpacket_kernel_packets_total", `outcome="refused"`)
+	refused := after.Sum("firstpacket_kernel_packets_total", `outcome="refused"`) -
+		before.Sum("firstpacket_kernel_packets_total", `outcome="refused"`)
 	if refused < 1000 || queued > refused/10 {
 		t.Errorf("of %v refused packets %v went to userspace", refused, queued)
 	}

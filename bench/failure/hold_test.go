@@ -11,7 +11,8 @@ import (
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 )
 
-// delayed is a bed whose agent reads a copy of the lab's directory, so that it learns of pods later than they are there.
+// delayed is a bed whose agent reads a copy of the lab's directory, so that it learns of pods later than they are
+// there.
 type delayed struct {
 	*bed
 	dir string
@@ -21,8 +22,9 @@ func newDelayed(t *testing.T, args ...string) *delayed {
 	d := &delayed{dir: t.TempDir()}
 	args = append([]string{"--manifests", d.dir}, args...)
 	// A ready agent needs the node, so the first copy is made before anyone waits.
-	if err := os.WriteFile(filepath.Join(d.dir, "node-one.yaml"), []byte(`{apiVersion: v1, kind: Node, metadata: {name: one},
-spec: {podCIDR: 10.244.0.0/24, podCIDRs: [10.244.0.0/24, "fd10:244::/64"]}}`), 0o600); err != nil {
+	node := []byte(`{apiVersion: v1, kind: Node, metadata: {name: one},
+spec: {podCIDR: 10.244.0.0/24, podCIDRs: [10.244.0.0/24, "fd10:244::/64"]}}`)
+	if err := os.WriteFile(filepath.Join(d.dir, "node-one.yaml"), node, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d.bed = newBedOf(t, cluster, lab.Options{AgentArgs: args})
@@ -72,7 +74,9 @@ func TestFirstConnectionOfANewPod(t *testing.T) {
 	var probes []probe.Probe
 	for _, p := range pairs {
 		wait := 900 * time.Millisecond // less than it takes until a SYN is sent again
-		probes = append(probes, probe.Probe{From: d.place(p.from).NS, To: d.place(p.to).At(false, 80), Proto: probe.TCP, Wait: wait})
+		probes = append(probes, probe.Probe{
+			From: d.place(p.from).NS, To: d.place(p.to).At(false, 80), Proto: probe.TCP, Wait: wait,
+		})
 	}
 	told := make(chan struct{})
 	go func() {

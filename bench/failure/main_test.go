@@ -166,7 +166,8 @@ func statusOf(a *agents.Agent) (s agent.Status, err error) {
 	if err != nil {
 		return s, err
 	}
-	return s, json.Unmarshal(body, &s)
+	err = json.Unmarshal(body, &s)
+	return s, err
 }
 
 func (b *bed) metrics() agents.Metrics {

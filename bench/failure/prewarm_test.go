@@ -6,7 +6,8 @@ import (
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 )
 
-const dnsPod = `{apiVersion: v1, kind: Pod, metadata: {name: coredns, namespace: kube-system, labels: {k8s-app: kube-dns}},
+const dnsPod = `{apiVersion: v1, kind: Pod,
+metadata: {name: coredns, namespace: kube-system, labels: {k8s-app: kube-dns}},
 spec: {nodeName: one, containers: [{name: c, ports: [{name: dns, containerPort: 5353, protocol: UDP}]}]}}`
 
 // TestDNSIsPrewarmed: the first question of an isolated pod meets a kernel that knows the answer, if policy allows it.
@@ -15,7 +16,8 @@ func TestDNSIsPrewarmed(t *testing.T) {
 	b := newBed(t)
 	b.apply(dnsPod)
 	b.apply(`{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: client-egress},
-spec: {podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}]}}
+spec: {podSelector: {matchLabels: {app: client}}, policyTypes: [Egress],
+egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}]}}
 ---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: friend-egress},
 spec: {podSelector: {matchLabels: {app: friend}}, policyTypes: [Egress], egress: []}}`)

@@ -23,9 +23,9 @@ const nobody = 65534
 // leastRole makes the test binary give up everything and become the program that its arguments name.
 const leastRole = "FAILURE_TEST_LEAST"
 
-// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, and who
-// can write to no file system: what the manifests in deploy ask of Kubernetes. In a user namespace with no other user,
-// root stays root by number, and has lost root's rights all the same.
+// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, and
+// who can write to no file system: what the manifests in deploy ask of Kubernetes. In a user namespace with no other
+// user, root stays root by number, and has lost root's rights all the same.
 func becomeLeast(args []string) error {
 	runtime.LockOSThread() // credentials belong to the thread, and exec takes this one's
 	steps := []struct {
@@ -154,7 +154,10 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	b.must(b.ApplyYAML(ctx, admitting("friend")))
 	b.must(os.Chmod(filepath.Join(b.Dir(), "networkpolicy-default-server.yaml"), 0o644))
-	eventually(t, "policy is in force", func() bool { s, err := statusOf(b.agent()); return err == nil && s.Policies == 1 })
+	eventually(t, "policy is in force", func() bool {
+		s, err := statusOf(b.agent())
+		return err == nil && s.Policies == 1
+	})
 	b.denied("client", "server")
 	b.reaches("friend", "server")
 	eventually(t, "the denial is logged", func() bool { return strings.Contains(said(), `"pod":"client"`) })

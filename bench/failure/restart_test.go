@@ -164,7 +164,9 @@ func (b *bed) startForbidden(from, to string) func() int {
 				return
 			default:
 			}
-			results, err := b.Probe(b.t.Context(), probe.Probe{From: source, To: target, Proto: probe.TCP, Wait: 50 * time.Millisecond})
+			results, err := b.Probe(b.t.Context(), probe.Probe{
+				From: source, To: target, Proto: probe.TCP, Wait: 50 * time.Millisecond,
+			})
 			if err == nil && (results[0].Connected || results[0].Outcome == probe.Reached) {
 				n++
 			}

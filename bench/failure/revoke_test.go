@@ -86,7 +86,8 @@ func (b *bed) logged(reason, from, to string) {
 	b.t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		for _, r := range b.Denied() {
-			if r.Reason == reason && r.Src.Pod == from && r.Dst.Pod == to && slices.Contains(r.Policies, "NetworkPolicy/default/server") {
+			if r.Reason == reason && r.Src.Pod == from && r.Dst.Pod == to &&
+				slices.Contains(r.Policies, "NetworkPolicy/default/server") {
 				return
 			}
 		}

@@ -124,7 +124,9 @@ func TestOddObjects(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("pod%d", i)},
 			Spec: corev1.PodSpec{NodeName: []string{"", "nowhere", "node-a"}[i], Containers: []corev1.Container{
 				{Name: "a", Image: "i", Ports: []corev1.ContainerPort{{ContainerPort: 1}, {ContainerPort: 2, Name: "x"}}},
-				{Name: "b", Image: "i", Ports: []corev1.ContainerPort{{ContainerPort: 2, Protocol: udp}, {ContainerPort: 3, Name: "y"}}},
+				{Name: "b", Image: "i", Ports: []corev1.ContainerPort{
+					{ContainerPort: 2, Protocol: udp}, {ContainerPort: 3, Name: "y"},
+				}},
 			}},
 		}
 		made, err := c.client.CoreV1().Pods(odd).Create(ctx, pod, metav1.CreateOptions{})
@@ -143,7 +145,8 @@ func TestOddObjects(t *testing.T) {
 		}
 		c.note("Pod", made)
 	}
-	node, err := c.client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}, metav1.CreateOptions{})
+	node, err := c.client.CoreV1().Nodes().Create(ctx,
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -189,7 +189,8 @@ func (s *soak) policy() string {
 		"[]", "[{}]",
 		fmt.Sprintf("[{PEERS: [{podSelector: {matchLabels: {app: %s}}}]}]", s.app()),
 		fmt.Sprintf("[{PEERS: [{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [%s]}]}}]}]", s.app()),
-		fmt.Sprintf("[{PEERS: [{podSelector: {matchLabels: {app: %s}}}], ports: [{port: http}]}, {ports: [{port: 53, protocol: UDP}]}]", s.app()),
+		fmt.Sprintf("[{PEERS: [{podSelector: {matchLabels: {app: %s}}}], ports: [{port: http}]}, "+
+			"{ports: [{port: 53, protocol: UDP}]}]", s.app()),
 		"[{PEERS: [{ipBlock: {cidr: 10.244.0.0/24}}]}, {ports: [{port: 80, endPort: 90}]}]",
 	}
 	kind, field, to := "Ingress", "ingress", "from"

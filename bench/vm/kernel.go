@@ -73,21 +73,21 @@ func findKernel(ctx context.Context, cache, name string) (kernel, error) {
 		return kernel{}, fmt.Errorf("the kernel is the Debian package %s, and there is no apt-get here: unpack it into "+
 			"%s with dpkg-deb -x", name, root)
 	}
-	real, err := resolve(ctx, name)
+	newest, err := resolve(ctx, name)
 	if err != nil {
 		return kernel{}, err
 	}
-	say("downloading %s", real)
+	say("downloading %s", newest)
 	fresh := root + ".new"
 	if err := errors.Join(os.RemoveAll(fresh), os.RemoveAll(root), os.MkdirAll(fresh, 0o755)); err != nil {
 		return kernel{}, fmt.Errorf("make a folder for the kernel: %w", err)
 	}
-	if err := command(ctx, fresh, "apt-get", "download", "-qq", real); err != nil {
+	if err := command(ctx, fresh, "apt-get", "download", "-qq", newest); err != nil {
 		return kernel{}, err
 	}
 	debs, err := filepath.Glob(filepath.Join(fresh, "*.deb"))
 	if err != nil || len(debs) != 1 {
-		return kernel{}, fmt.Errorf("apt-get download %s left %d packages: %w", real, len(debs), err)
+		return kernel{}, fmt.Errorf("apt-get download %s left %d packages: %w", newest, len(debs), err)
 	}
 	if err := command(ctx, fresh, "dpkg-deb", "-x", debs[0], fresh); err != nil {
 		return kernel{}, err
@@ -113,8 +113,8 @@ func resolve(ctx context.Context, name string) (string, error) {
 			name, err)
 	}
 	for line := range strings.Lines(out) {
-		if real, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: linux-image-"); ok {
-			return "linux-image-" + real, nil
+		if version, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: linux-image-"); ok {
+			return "linux-image-" + version, nil
 		}
 	}
 	return name, nil

@@ -60,12 +60,12 @@ func main() {
 	o.packages = strings.Split(*chosen, ",")
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, &o); err != nil {
+	err := run(ctx, &o)
+	stop()
+	if err != nil {
 		if !errors.Is(err, errTests) {
 			fmt.Fprintln(os.Stderr, "vm:", err)
 		}
-		stop()
 		os.Exit(1)
 	}
 }

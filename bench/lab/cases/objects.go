@@ -23,14 +23,20 @@ import (
 
 // policies are the kinds of policies that cases may have, with a value to decode each into.
 var policies = map[schema.GroupVersionKind]func() any{
-	networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"):    func() any { return &networkingv1.NetworkPolicy{} },
-	v1alpha2.SchemeGroupVersion.WithKind("ClusterNetworkPolicy"): func() any { return &v1alpha2.ClusterNetworkPolicy{} },
-	v1alpha1.SchemeGroupVersion.WithKind("AdminNetworkPolicy"):   func() any { return &v1alpha1.AdminNetworkPolicy{} },
-	v1alpha1.SchemeGroupVersion.WithKind("BaselineAdminNetworkPolicy"): func() any {
+	networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"): func() any { return &networkingv1.NetworkPolicy{} },
+	schema.GroupVersion(v1alpha2.GroupVersion).WithKind("ClusterNetworkPolicy"): func() any {
+		return &v1alpha2.ClusterNetworkPolicy{}
+	},
+	schema.GroupVersion(v1alpha1.GroupVersion).WithKind("AdminNetworkPolicy"): func() any {
+		return &v1alpha1.AdminNetworkPolicy{}
+	},
+	schema.GroupVersion(v1alpha1.GroupVersion).WithKind("BaselineAdminNetworkPolicy"): func() any {
 		return &v1alpha1.BaselineAdminNetworkPolicy{}
 	},
-	extensionsv1beta1.SchemeGroupVersion.WithKind("NetworkPolicy"): func() any { return &extensionsv1beta1.NetworkPolicy{} },
-	alpha.GroupVersion.WithKind(alpha.Kind):                        func() any { return &alpha.NetworkPolicy{} },
+	extensionsv1beta1.SchemeGroupVersion.WithKind("NetworkPolicy"): func() any {
+		return &extensionsv1beta1.NetworkPolicy{}
+	},
+	alpha.GroupVersion.WithKind(alpha.Kind): func() any { return &alpha.NetworkPolicy{} },
 }
 
 // check refuses what an API server would refuse for its form: a misspelt field in a case would pass for its absence.

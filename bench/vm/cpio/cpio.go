@@ -89,15 +89,16 @@ func (w *Writer) entry(h Header, content io.Reader) error {
 	}
 	// Magic, then thirteen numbers: inode, mode, uid, gid, links, mtime, size, device, special device, length of the
 	// name with its NUL, and a checksum that this variant leaves 0.
-	head := "070701"
+	var head strings.Builder
+	head.WriteString("070701")
 	for _, v := range []int64{
 		int64(w.inode), int64(h.Mode), 0, 0, links, 0, h.Size, 0, 0, int64(h.Major), int64(h.Minor),
 		int64(len(h.Name)) + 1, 0,
 	} {
-		head += fmt.Sprintf("%08X", v)
+		fmt.Fprintf(&head, "%08X", v)
 	}
-	head += h.Name + "\x00"
-	if err := w.write(strings.NewReader(head)); err != nil {
+	head.WriteString(h.Name + "\x00")
+	if err := w.write(strings.NewReader(head.String())); err != nil {
 		return fmt.Errorf("cpio: write %s: %w", h.Name, err)
 	}
 	if err := w.pad(); err != nil {

@@ -98,7 +98,7 @@ func (x *Index) add(name, root, file string) error {
 		case "softdep":
 			if before, ok := strings.CutPrefix(value, "pre:"); ok {
 				before, _, _ = strings.Cut(before, "post:")
-				for _, w := range strings.Fields(before) {
+				for w := range strings.FieldsSeq(before) {
 					m.Wants = append(m.Wants, normal(w))
 				}
 			}
