@@ -49,23 +49,30 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
-	f.StringVar(&cfg.Manifests, "manifests", "", "take the cluster from this directory of manifests, and follow its changes")
-	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig file to reach the API server with (default: in-cluster configuration)")
+	f.StringVar(&cfg.Manifests, "manifests", "",
+		"take the cluster from this directory of manifests, and follow its changes")
+	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "",
+		"kubeconfig file to reach the API server with (default: in-cluster configuration)")
 	f.StringVar(&cfg.RemoveTaint, "remove-taint", "", "take the taint with this key off the node once it is protected")
-	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout, "give up when the cluster's state has not arrived by then")
-	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress, "serve /healthz, /readyz, /status and /metrics here")
+	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout,
+		"give up when the cluster's state has not arrived by then")
+	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress,
+		"serve /healthz, /readyz, /status and /metrics here")
 	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")
 	f.StringVar(&cfg.FlowLog, "flow-log", "-", "append the denied-flow log to this file; - is stdout, empty is none")
-	f.StringVar(&cfg.FlowSocket, "flow-socket", "", "stream the log's lines to 'firstpacket flows' on this unix socket, for example "+flowstream.DefaultPath)
+	f.StringVar(&cfg.FlowSocket, "flow-socket", "",
+		"stream the log's lines to 'firstpacket flows' on this unix socket, for example "+flowstream.DefaultPath)
 	f.StringVar(&denyWith, "deny-with", "drop", "refuse packets by drop (silent) or reject (TCP reset, ICMP prohibited)")
-	f.BoolVar(&cfg.FailOpen, "fail-open", false, "let packets pass while no agent can judge them, instead of holding them back")
+	f.BoolVar(&cfg.FailOpen, "fail-open", false,
+		"let packets pass while no agent can judge them, instead of holding them back")
 	f.IntVar(&cfg.Queues, "queues", 0, "number of NFQUEUEs and threads (default: one per processor, at most 4)")
 	f.Uint16Var(&cfg.QueueNumber, "queue-number", agent.DefaultQueueNumber, "first NFQUEUE number")
 	cfg.MarkMask = mark.Default
 	f.Var(maskValue{&cfg.MarkMask}, "mark-mask", "bits of the packet and conntrack marks that firstpacket may use")
 	f.DurationVar(&cfg.HoldTime, "hold-time", agent.DefaultHoldTime, "hold packets of pods not known yet for so long")
 	f.IntVar(&cfg.Spins, "spins", agent.DefaultSpins, "empty reads of a queue before its thread sleeps")
-	f.BoolVar(&cfg.WaitWhenReplaced, "wait-when-replaced", false, "after another agent took over, stay idle until ended, for supervisors that restart")
+	f.BoolVar(&cfg.WaitWhenReplaced, "wait-when-replaced", false,
+		"after another agent took over, stay idle until ended, for supervisors that restart")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log each change that is applied")
 	return cmd
 }

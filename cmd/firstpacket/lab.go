@@ -18,9 +18,9 @@ func newLab() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
 		Short: "Run a cluster in network namespaces and show who reaches whom",
-		Long: `Run a cluster on this machine from ordinary manifests: every node and pod is a network namespace, each node has its
-own agent, and everything vanishes with the process. Then probe every pair of pods at every port, over IPv4 and IPv6,
-TCP and UDP, and print what was observed next to what policy says.
+		Long: `Run a cluster on this machine from ordinary manifests: every node and pod is a network namespace, each node has
+its own agent, and everything vanishes with the process. Then probe every pair of pods at every port, over IPv4 and
+IPv6, TCP and UDP, and print what was observed next to what policy says.
 
 The exit status is 1 if any cell differs. Without --manifests, the cluster is a small shop.`,
 		Example: `  # the demo

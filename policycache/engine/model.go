@@ -235,7 +235,8 @@ func (m *Model) DeletePolicy(ref rule.Ref) {
 func (m *Model) prepare(src *rule.Policy, old *policy) *policy {
 	p := &policy{Policy: src, audit: src.Audit || m.cfg.Audit}
 	for d, dir := range map[Direction]*rule.Direction{Ingress: src.Ingress, Egress: src.Egress} {
-		if old != nil && old.sides[d] != nil && p.audit == old.audit && src.Tier == old.Tier && src.Priority == old.Priority &&
+		if old != nil && old.sides[d] != nil && p.audit == old.audit && src.Tier == old.Tier &&
+			src.Priority == old.Priority &&
 			reflect.DeepEqual(old.direction(d), dir) {
 			p.sides[d] = old.sides[d]
 			continue

@@ -46,7 +46,8 @@ func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named
 	return made
 }
 
-// merge merges the rules of all tiers into one table per lane: what a rule takes, no later rule gets. audit says whether
+// merge merges the rules of all tiers into one table per lane: what a rule takes, no later rule gets. audit says
+// whether
 // policies in audit mode count.
 func (c *compiler) merge(
 	p *Program, audit bool, id *identity.Identity, class uint32, named *endpoint.Ports,

@@ -161,7 +161,8 @@ type Verdict struct {
 	Awaited netip.Addr
 }
 
-// Would is the Action if nothing was in audit mode. After MidStreamReverse it is the Action itself: what opened the flow
+// Would is the Action if nothing was in audit mode. After MidStreamReverse it is the Action itself: what opened the
+// flow
 // has been judged before.
 func (v *Verdict) Would() Action {
 	switch {

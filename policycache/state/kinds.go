@@ -6,8 +6,8 @@ import (
 
 	extensionsv1beta1 "k8s.io/api/extensions/v1beta1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha1"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
@@ -34,20 +34,20 @@ func Kinds() []source.Kind {
 		},
 		{
 			Name: rule.ClusterNetworkPolicy.String(), Optional: true,
-			GVR:     v1alpha2.SchemeGroupVersion.WithResource("clusternetworkpolicies"),
-			Example: &v1alpha2.ClusterNetworkPolicy{}, AddToScheme: v1alpha2.AddToScheme,
+			GVR:     schema.GroupVersion(v1alpha2.GroupVersion).WithResource("clusternetworkpolicies"),
+			Example: &v1alpha2.ClusterNetworkPolicy{}, AddToScheme: v1alpha2.Install,
 			Transform: source.Typed(clusternetpol.Compile),
 		},
 		{
 			Name: rule.AdminNetworkPolicy.String(), Optional: true,
-			GVR:     v1alpha1.SchemeGroupVersion.WithResource("adminnetworkpolicies"),
-			Example: &v1alpha1.AdminNetworkPolicy{}, AddToScheme: v1alpha1.AddToScheme,
+			GVR:     schema.GroupVersion(v1alpha1.GroupVersion).WithResource("adminnetworkpolicies"),
+			Example: &v1alpha1.AdminNetworkPolicy{}, AddToScheme: v1alpha1.Install,
 			Transform: source.Typed(adminnetpol.Compile),
 		},
 		{
 			Name: rule.BaselineAdminNetworkPolicy.String(), Optional: true,
-			GVR:     v1alpha1.SchemeGroupVersion.WithResource("baselineadminnetworkpolicies"),
-			Example: &v1alpha1.BaselineAdminNetworkPolicy{}, AddToScheme: v1alpha1.AddToScheme,
+			GVR:     schema.GroupVersion(v1alpha1.GroupVersion).WithResource("baselineadminnetworkpolicies"),
+			Example: &v1alpha1.BaselineAdminNetworkPolicy{}, AddToScheme: v1alpha1.Install,
 			Transform: source.Typed(adminnetpol.CompileBaseline),
 		},
 		{
@@ -75,17 +75,17 @@ func ManifestKinds() []manifests.Kind {
 	compiled := func(manifests.Object) field.ErrorList { return nil }
 	return append(manifests.Kinds(),
 		manifests.Kind{
-			GroupVersionKind: v1alpha2.SchemeGroupVersion.WithKind("ClusterNetworkPolicy"),
+			GroupVersionKind: schema.GroupVersion(v1alpha2.GroupVersion).WithKind("ClusterNetworkPolicy"),
 			Resource:         "clusternetworkpolicies", Validate: compiled,
 			New: func() manifests.Object { return &v1alpha2.ClusterNetworkPolicy{} },
 		},
 		manifests.Kind{
-			GroupVersionKind: v1alpha1.SchemeGroupVersion.WithKind("AdminNetworkPolicy"),
+			GroupVersionKind: schema.GroupVersion(v1alpha1.GroupVersion).WithKind("AdminNetworkPolicy"),
 			Resource:         "adminnetworkpolicies", Validate: compiled,
 			New: func() manifests.Object { return &v1alpha1.AdminNetworkPolicy{} },
 		},
 		manifests.Kind{
-			GroupVersionKind: v1alpha1.SchemeGroupVersion.WithKind("BaselineAdminNetworkPolicy"),
+			GroupVersionKind: schema.GroupVersion(v1alpha1.GroupVersion).WithKind("BaselineAdminNetworkPolicy"),
 			Resource:         "baselineadminnetworkpolicies", Validate: compiled,
 			New: func() manifests.Object { return &v1alpha1.BaselineAdminNetworkPolicy{} },
 		},
@@ -139,7 +139,7 @@ func Of(objects manifests.Objects) ([]source.Change, error) {
 		if !ok {
 			continue // Services and the like
 		}
-		key := cache.MetaObjectToName(o.Object).String()
+		key := keyOf(o.Object)
 		compact, err := k.Transform(o.Object)
 		if err != nil {
 			return nil, &source.ObjectError{Kind: k.Name, Key: key, Err: err}
@@ -147,4 +147,12 @@ func Of(objects manifests.Objects) ([]source.Change, error) {
 		changes = append(changes, source.Change{Kind: k.Name, Key: key, Object: compact})
 	}
 	return changes, nil
+}
+
+// keyOf is the key that a source gives the object: namespace/name, or the name alone.
+func keyOf(o manifests.Object) string {
+	if ns := o.GetNamespace(); ns != "" {
+		return ns + "/" + o.GetName()
+	}
+	return o.GetName()
 }

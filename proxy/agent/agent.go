@@ -115,7 +115,7 @@ func (a *agent) serve(ctx context.Context) error {
 			return s.Serve(ctx)
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // asked to stop, so that no address is needed
 		}
 		if enforcing.IsZero() && a.ready() == nil {
 			enforcing = time.Now()

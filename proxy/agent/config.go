@@ -84,7 +84,8 @@ func (c *Config) validate() (mark.Layout, error) {
 	case c.Manifests != "" && c.RemoveTaint != "":
 		return layout, errors.New("--remove-taint needs an API server: leave --manifests out")
 	case c.Queues < 0 || c.Queues > bankStride:
-		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor", c.Queues, bankStride)
+		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor",
+			c.Queues, bankStride)
 	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:
 		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d",
 			c.QueueNumber, 1<<16-bankStride-c.queues())

@@ -132,13 +132,13 @@ func (c *controller) run(ctx context.Context, q *source.Queue) error {
 		}
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // asked to stop
 			}
 			return err
 		}
 		if err := c.step(ctx, b); err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // asked to stop
 			}
 			return err
 		}

@@ -88,7 +88,7 @@ func (a *agent) openSource(ctx context.Context) (*feed, error) {
 
 func (a *agent) openDirectory() (*feed, error) {
 	log := a.cfg.Log
-	s, err := manifests.Open(a.cfg.Manifests, manifests.Options{Kinds: state.ManifestKinds(), OnLoad: func(st manifests.State) {
+	told := func(st manifests.State) {
 		for _, p := range st.Problems {
 			log.Error().Err(p).Msg("manifest not taken over; the last good state of its file stays in force")
 		}
@@ -99,13 +99,17 @@ func (a *agent) openDirectory() (*feed, error) {
 			log.Info().Stringer("manifest", n).Msg("ignoring an object that has no meaning any more")
 		}
 		log.Info().Uint64("load", st.Number).Int("files", st.Files).Int("objects", st.Objects).Msg("manifests read")
-	}})
+	}
+	s, err := manifests.Open(a.cfg.Manifests, manifests.Options{Kinds: state.ManifestKinds(), OnLoad: told})
 	if err != nil {
 		return nil, fmt.Errorf("check the directory given with --manifests: %w", err)
 	}
-	return &feed{Source: s, name: "the directory " + a.cfg.Manifests, directory: s, kinds: state.DirectoryKinds(), close: func() {
+	closed := func() {
 		if err := s.Close(); err != nil {
 			log.Warn().Err(err).Msg("closing the directory")
 		}
-	}}, nil
+	}
+	return &feed{
+		Source: s, name: "the directory " + a.cfg.Manifests, directory: s, kinds: state.DirectoryKinds(), close: closed,
+	}, nil
 }

@@ -17,7 +17,8 @@ type view struct {
 }
 
 // nextGeneration returns the first generation after last that belongs to the bank, 0 or 1. numbers is how many
-// different generations a mark can hold; the banks have half of these each. Two agents on one node hold different banks (see
+// different generations a mark can hold; the banks have half of these each. Two agents on one node hold different
+// banks (see
 // bank.go), so the verdicts of one never look like the other's, however late they come.
 func nextGeneration(last uint32, bank, numbers int) uint32 {
 	half := uint32(numbers / 2)

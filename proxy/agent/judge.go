@@ -161,7 +161,8 @@ func (c cited) Policies() []string {
 	return names
 }
 
-// cached tells whether the kernel caches the tuple of an allowed flow; the rules of ruleset's admit chains say the same.
+// cached tells whether the kernel caches the tuple of an allowed flow; the rules of ruleset's admit chains say the
+// same.
 func cached(f *packet.Flow) bool {
 	if f.Form != packet.Complete {
 		return false

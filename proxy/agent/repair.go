@@ -137,7 +137,7 @@ func (c *controller) repair(why string) error {
 func (c *controller) checkCache() error {
 	held, err := c.rules.Allowed()
 	if err != nil {
-		return nil // the table has just changed again, and with it comes the next look
+		return nil //nolint:nilerr // the table has just changed again, and with it comes the next look
 	}
 	if !c.learned.knows(held) {
 		c.settler.settle(settlement{

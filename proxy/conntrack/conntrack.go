@@ -19,7 +19,7 @@ import (
 
 // linux/netfilter/nfnetlink_conntrack.h
 const (
-	msgNew = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW: without NLM_F_CREATE it changes an entry
+	msgNew = unix.NFNL_SUBSYS_CTNETLINK << 8   // IPCTNL_MSG_CT_NEW: without NLM_F_CREATE it changes an entry
 	msgGet = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
 )
 
@@ -81,7 +81,7 @@ func (c *Conn) prepare() error {
 	}
 	c.received = func(fd uintptr) bool {
 		c.n, _, c.err = unix.Recvfrom(int(fd), c.in, 0)
-		return c.err != unix.EAGAIN && c.err != unix.EINTR
+		return !errors.Is(c.err, unix.EAGAIN) && !errors.Is(c.err, unix.EINTR)
 	}
 	return nil
 }

@@ -211,7 +211,7 @@ func (q *Queue) wait() error {
 		return fmt.Errorf("wait: %w", errno)
 	}
 	if errno != 0 {
-		return nil
+		return nil //nolint:nilerr // interrupted: the loop looks again
 	}
 	if q.poll[0].Revents&unix.POLLNVAL != 0 {
 		return errors.New("wait: the socket is closed")

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -261,7 +262,7 @@ func TestHoldList(t *testing.T) {
 				}
 				list = append(list, model{id, now + 10, false})
 				p := h.slots[h.tail].packet
-				if !p.Held || string(p.Payload) != string(payload[:min(len(payload), 4)]) {
+				if !p.Held || !bytes.Equal(p.Payload, payload[:min(len(payload), 4)]) {
 					t.Fatalf("held %+v, want payload %v", p, payload)
 				}
 			},

@@ -17,7 +17,8 @@ func ownedBy(owner uint32) func(*Config) { return func(c *Config) { c.Owner = ow
 func two(t *testing.T) (b *bed, first, second *Ruleset) {
 	t.Helper()
 	b = &bed{t: t, node: nstest.New(t)}
-	return b, b.open(ownedBy(11)), b.open(ownedBy(22))
+	first, second = b.open(ownedBy(11)), b.open(ownedBy(22))
+	return b, first, second
 }
 
 func TestAReplacedAgentChangesNothing(t *testing.T) {

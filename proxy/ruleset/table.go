@@ -56,8 +56,6 @@ type chain struct {
 	rules []rule
 }
 
-func (c chain) base() bool { return c.spec.Hooknum != nil }
-
 func newLayout(cfg Config, features Features) *layout {
 	l := &layout{
 		table:     &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/nftables"
@@ -129,12 +130,8 @@ func (p plan) build(r *Ruleset) *tx {
 // ones all, and none is learnt. Tuples of the allowed sets stay until they are deleted here, so what is found is there.
 func (r *Ruleset) narrow(p plan) (plan, error) {
 	n := plan{verdicts: p.verdicts, flush: slices.Clone(p.flush), in: elements{}, out: elements{}, present: elements{}}
-	for name, list := range p.out {
-		n.out[name] = list
-	}
-	for name, list := range p.in {
-		n.in[name] = list
-	}
+	maps.Copy(n.out, p.out)
+	maps.Copy(n.in, p.in)
 	for _, f := range families {
 		allowed, denied := f.set(kindAllowed), f.set(kindDenied)
 		if len(n.out[denied]) > 0 && !slices.Contains(n.flush, denied) {
