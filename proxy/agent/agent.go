@@ -47,6 +47,7 @@ type agent struct {
 	changes    atomic.Pointer[source.Queue] // nil until the source is open
 	flowLog    *flowlog.Log
 	flowStream *flowstream.Server // nil without a socket for it
+	bridges    bridges
 }
 
 // Run enforces until the context ends; then it returns nil and leaves its rules in the kernel. Any other return is an

@@ -59,6 +59,8 @@ type applied struct {
 	Snapshot   *engine.Snapshot
 	Generation uint32
 	At         time.Time
+	// PodCIDRs are the ranges of this node's pods. The slice is shared and must not be changed.
+	PodCIDRs []netip.Prefix
 	// Policies and Problems describe the policies in it.
 	Policies int
 	Problems map[string][]string
@@ -259,7 +261,7 @@ func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
 	}
 	c.applied = applied{
 		Versions: b.Versions, Snapshot: s, Generation: c.generation, At: time.Now(),
-		Policies: len(c.state.Policies()), Problems: problems,
+		Policies: len(c.state.Policies()), Problems: problems, PodCIDRs: c.state.PodCIDRs(),
 	}
 }
 

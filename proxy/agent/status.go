@@ -86,7 +86,7 @@ func (a *agent) ready() error {
 	if s.Err != nil {
 		return fmt.Errorf("the newest state is not in force: %w", s.Err)
 	}
-	return nil
+	return a.bridges.check(s.PodCIDRs)
 }
 
 func (a *agent) status() Status {

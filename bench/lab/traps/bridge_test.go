@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/bench/lab"
+	"github.com/firstpacket/firstpacket/bench/lab/agents"
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 	"github.com/firstpacket/firstpacket/proxy/preflight"
 )
@@ -71,6 +73,7 @@ func TestBridgeBesideNetfilter(t *testing.T) {
 		if !errors.Is(err, preflight.ErrBridge) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s off: %v", sysctl, err)
 		}
+		readiness(t, b.lab.Agent("one"), want)
 		if err := check("192.0.2.0/24"); err != nil {
 			t.Errorf("pods elsewhere: %v", err)
 		}
@@ -83,6 +86,18 @@ func TestBridgeBesideNetfilter(t *testing.T) {
 	if err := check(v4, v6); err != nil {
 		t.Errorf("routed pods: %v", err)
 	}
+}
+
+// readiness waits until the agent refuses to be ready and says why.
+func readiness(t *testing.T, a *agents.Agent, why string) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if _, err = a.Get(t.Context(), "/readyz"); err != nil && strings.Contains(err.Error(), why) {
+			return
+		}
+	}
+	t.Errorf("the agent's readiness is %v; want it to say %q", err, why)
 }
 
 // TestNeighbourDiscovery: pods that may not speak to anyone still find their neighbours, and are found.
