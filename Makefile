@@ -13,6 +13,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 TESTFLAGS   ?=
 PKG         ?= ./...
 FUZZTIME    ?= 30s
+FUZZ        ?= .
 DURATION    ?= 10m
 CACHE       := $(CURDIR)/.cache/bin
 
@@ -53,7 +54,13 @@ clean: ## Remove what was built here (Go's own cache stays)
 .PHONY: test
 test: test-servers build ## Run all tests, with real packets and a real API server; as root or not
 	@echo "testing $(PKG)"
-	@$(GO) test -timeout 20m $(TESTFLAGS) $(PKG)
+	@# Labs share the processors badly: their packages run one after the other, all else side by side.
+	@packages=$$($(GO) list $(PKG)); \
+	rest=$$(grep -v '/bench/' <<<"$$packages" || true); labs=$$(grep '/bench/' <<<"$$packages" || true); \
+	status=0; \
+	[ -z "$$rest" ] || $(GO) test -timeout 20m $(TESTFLAGS) $$rest || status=1; \
+	[ -z "$$labs" ] || $(GO) test -p 1 -timeout 20m $(TESTFLAGS) $$labs || status=1; \
+	exit $$status
 
 .PHONY: test-deploy
 test-deploy: need-go ## Run the tests of the chart, the image and the alert rules (a module of its own)
@@ -73,8 +80,8 @@ soak: need-go ## Churn a cluster for DURATION (10m): wrong verdicts, lost flows 
 	@FIRSTPACKET_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./bench/soak
 
 .PHONY: fuzz
-fuzz: need-go ## Run every fuzz target for FUZZTIME (30s)
-	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort || true); \
+fuzz: need-go ## Run the fuzz targets below FUZZ (all) for FUZZTIME (30s) each
+	@found=$$(grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' $(FUZZ) | sort || true); \
 	while IFS=: read -r file func; do \
 		[ -n "$$file" ] || { echo "no fuzz target found" >&2; exit 1; }; \
 		name=$${func#func }; echo "fuzzing $$(dirname "$$file") $$name for $(FUZZTIME)"; \

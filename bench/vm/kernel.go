@@ -92,6 +92,10 @@ func findKernel(ctx context.Context, cache, name string) (kernel, error) {
 	if err := command(ctx, fresh, "dpkg-deb", "-x", debs[0], fresh); err != nil {
 		return kernel{}, err
 	}
+	// Debian compresses modules from Linux 6.9 on; the index looks into them.
+	if err := command(ctx, fresh, "find", ".", "-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"); err != nil {
+		return kernel{}, err
+	}
 	// Only a whole one gets the name that is looked for.
 	if err := errors.Join(os.Remove(debs[0]), os.Rename(fresh, root)); err != nil {
 		return kernel{}, fmt.Errorf("keep the kernel: %w", err)

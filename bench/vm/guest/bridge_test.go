@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/firstpacket/firstpacket/bench/lab"
@@ -19,5 +20,22 @@ func TestBridgedPods(t *testing.T) {
 			b.reaches(probe.Probe{From: client.NS, To: web.At(v6, 8080), Proto: proto}, name)
 			b.fails(probe.Probe{From: other.NS, To: web.At(v6, 8080), Proto: proto})
 		})
+	}
+}
+
+// TestBridgeBesideNetfilter takes the bridge's packets away from netfilter: an agent that cannot enforce is not ready,
+// and says why.
+func TestBridgeBesideNetfilter(t *testing.T) {
+	b := newBed(t, lab.Options{Bridged: true}, allowClient)
+	node, agent := b.place("node/one").NS, b.Agent("one")
+	for _, sysctl := range []string{"bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"} {
+		b.must(node.Sysctl(map[string]string{sysctl: "0"}))
+		advice := "set net." + strings.ReplaceAll(sysctl, "/", ".") + "=1"
+		b.eventually("not ready: "+advice, func() bool {
+			_, err := agent.Get(t.Context(), "/readyz")
+			return err != nil && strings.Contains(err.Error(), advice)
+		})
+		b.must(node.Sysctl(map[string]string{sysctl: "1"}))
+		b.settled(agent.WaitReady)
 	}
 }

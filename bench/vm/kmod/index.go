@@ -58,7 +58,7 @@ func NewIndex(root string, keep func(name string) bool) (*Index, error) {
 		return nil, fmt.Errorf("look for kernel modules: %w", err)
 	}
 	if len(wanted) == 0 {
-		return nil, fmt.Errorf("look for kernel modules: there are none in %s (are they compressed?)", root)
+		return nil, fmt.Errorf("look for kernel modules: there are none that are not compressed in %s", root)
 	}
 	x := &Index{Modules: make(map[string]Module), Aliases: make(map[string][]string)}
 	for len(wanted) > 0 {
