@@ -118,7 +118,7 @@ func (m *machine) run(ctx context.Context) error {
 	if err == nil && v.done == nil {
 		err = errors.New("the machine ended before its tests did")
 	}
-	if !v.booted {
+	if !v.booted && v.done == nil {
 		err = errSilent
 	}
 	if err != nil {

@@ -137,7 +137,8 @@ func likeANode() error {
 		return err
 	}
 	for _, name := range nodeModules {
-		if err := index.Load(plan.Modules, name); err != nil {
+		// Some kernels have it built in.
+		if err := index.Load(plan.Modules, name); err != nil && !errors.Is(err, kmod.ErrUnknown) {
 			return err
 		}
 	}
