@@ -57,7 +57,9 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout,
 		"give up when the cluster's state has not arrived by then")
 	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress,
-		"serve /healthz, /readyz, /status and /metrics here")
+		"serve the page, /healthz, /readyz, /status and /metrics here; several addresses with commas, unix:PATH too")
+	f.BoolVar(&cfg.ExposePage, "expose-page", false,
+		"serve the page, /flows and /traffic to whoever can reach --http-address, not on loopback and unix sockets only")
 	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")
 	f.StringVar(&cfg.FlowLog, "flow-log", "-", "append the denied-flow log to this file; - is stdout, empty is none")
 	f.StringVar(&cfg.FlowSocket, "flow-socket", "",

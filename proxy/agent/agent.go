@@ -46,7 +46,9 @@ type agent struct {
 	source     *feed                        // set before changes
 	changes    atomic.Pointer[source.Queue] // nil until the source is open
 	flowLog    *flowlog.Log
+	flows      *flowstream.Hub    // the log's lines
 	flowStream *flowstream.Server // nil without a socket for it
+	traffic    pageTraffic
 	bridges    bridges
 }
 
@@ -62,10 +64,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if output != nil {
-		defer output.Close()
-		defer a.closeFlowLog()
-	}
+	defer output.Close()
+	defer a.closeFlowLog()
 	if a.flowStream != nil {
 		defer a.flowStream.Close()
 	}
@@ -138,14 +138,14 @@ const (
 	addressPause    = 20 * time.Millisecond
 )
 
-// openFlowLog opens the log and the stream of its lines, as far as they are wanted, and returns what to close after
-// them; nil if neither is.
+// openFlowLog opens the log and the stream of its lines, and returns what to close after them. Without a file for it
+// the log still has readers: the page, and whoever asks for /flows.
 func (a *agent) openFlowLog() (io.Closer, error) {
-	if a.cfg.FlowLog == "" && a.cfg.FlowSocket == "" {
-		return nil, nil
-	}
+	a.flows = flowstream.NewHub(0, 0)
 	// One ring for each queue thread and one for the settler.
-	cfg := flowlog.Config{Output: io.Discard, Node: a.cfg.NodeName, Producers: a.cfg.queues() + 1}
+	cfg := flowlog.Config{
+		Output: io.Discard, Tee: a.publishFlow, Node: a.cfg.NodeName, Producers: a.cfg.queues() + 1,
+	}
 	var output io.Closer = io.NopCloser(nil)
 	if a.cfg.FlowLog != "" {
 		w, err := flowlog.Open(a.cfg.FlowLog)
@@ -156,10 +156,10 @@ func (a *agent) openFlowLog() (io.Closer, error) {
 	}
 	var err error
 	if a.cfg.FlowSocket != "" {
-		if a.flowStream, err = flowstream.Listen(flowstream.Config{Path: a.cfg.FlowSocket}); err != nil {
+		stream := flowstream.Config{Path: a.cfg.FlowSocket, Hub: a.flows}
+		if a.flowStream, err = flowstream.Listen(stream); err != nil {
 			return nil, errors.Join(fmt.Errorf("%w; choose another path with --flow-socket", err), output.Close())
 		}
-		cfg.Tee = a.flowStream.Publish
 	}
 	if a.flowLog, err = flowlog.New(cfg); err != nil {
 		return nil, errors.Join(err, output.Close())
@@ -206,24 +206,18 @@ func (a *agent) build() error {
 	}
 	a.publisher = &publisher{}
 	clock := newClock()
-	ring := func(i int) *flowlog.Ring {
-		if a.flowLog == nil {
-			return nil
-		}
-		return a.flowLog.Ring(i)
-	}
 	for i := range threads {
 		user := &viewUser{}
 		a.publisher.users = append(a.publisher.users, user)
 		a.judges = append(a.judges, &judge{
 			publisher: a.publisher, user: user, marks: a.marks,
 			evaluator: engine.NewEvaluator(pairCache), learned: a.learned.rings[i],
-			denied: ring(i), counts: &metrics.Verdicts{}, clock: clock,
+			denied: a.flowLog.Ring(i), counts: &metrics.Verdicts{}, clock: clock,
 		})
 	}
 	a.settler = &settler{
 		log: a.cfg.Log, marks: a.marks, learned: a.learned, publisher: a.publisher,
-		evaluator: engine.NewEvaluator(pairCache), flows: ring(threads), clock: clock, wake: make(chan struct{}, 1),
+		evaluator: engine.NewEvaluator(pairCache), flows: a.flowLog.Ring(threads), clock: clock, wake: make(chan struct{}, 1),
 	}
 	a.controller = &controller{
 		log: a.cfg.Log, marks: a.marks, state: state.New(a.cfg.NodeName), publisher: a.publisher,

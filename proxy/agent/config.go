@@ -31,6 +31,9 @@ type Config struct {
 	HTTPAddress string
 	// Profiling adds /debug/pprof there.
 	Profiling bool
+	// ExposePage serves the page, the denied flows and the traffic on every HTTPAddress, instead of on loopback addresses
+	// and unix sockets only.
+	ExposePage bool
 	// FlowLog is the file of the denied-flow log; "-" is stdout, empty is none.
 	FlowLog string
 	// FlowSocket is a unix socket on which the log's lines are streamed to 'firstpacket flows'; empty is none.

@@ -29,7 +29,7 @@ type judge struct {
 	marks     mark.Layout
 	evaluator *engine.Evaluator
 	learned   *ring[ruleset.Tuple]
-	denied    *flowlog.Ring // nil without a flow log
+	denied    *flowlog.Ring
 	counts    *metrics.Verdicts
 	clock     *clock
 	fair      fairness
@@ -109,9 +109,6 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 
 // log puts the denial on the flow log's ring.
 func (j *judge) log(v *engine.Verdict) {
-	if j.denied == nil {
-		return
-	}
 	r := recordOf(v, &j.flow)
 	r.Time = j.clock.wall()
 	j.denied.Put(&r)
@@ -119,9 +116,6 @@ func (j *judge) log(v *engine.Verdict) {
 
 // logWould puts on the flow log's ring what would become of the flow if the policies in audit mode were enforced.
 func (j *judge) logWould(v *engine.Verdict) {
-	if j.denied == nil {
-		return
-	}
 	e := v.Enforced()
 	r := recordOf(&e, &j.flow)
 	r.Verdict = engine.Hypothetical(e.Action)

@@ -129,6 +129,13 @@ func (l *learned) surplusLen() int {
 	return len(l.surplus)
 }
 
+// list is what the kernel is believed to hold.
+func (l *learned) list() []ruleset.Tuple {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tuples.Keys()
+}
+
 // len is the number of tuples believed to be in the kernel.
 func (l *learned) len() int {
 	l.mu.Lock()

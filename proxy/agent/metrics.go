@@ -13,13 +13,10 @@ func (a *agent) register(r *prometheus.Registry) {
 	s := metrics.Sources{
 		Version: a.cfg.Version, Features: a.rules.Features().String(),
 		Queues: a.queueStats, KernelQueues: queue.ReadKernelStats, Counters: a.rules.Counters, State: a.measure,
-		Watches: a.sourceHealth, Changes: &a.controller.changes,
+		Watches: a.sourceHealth, Changes: &a.controller.changes, FlowLog: a.flowLog.Stats,
 	}
 	for _, j := range a.judges {
 		s.Verdicts = append(s.Verdicts, j.counts)
-	}
-	if a.flowLog != nil {
-		s.FlowLog = a.flowLog.Stats
 	}
 	r.MustRegister(
 		metrics.NewCollector(s),

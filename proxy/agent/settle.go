@@ -11,7 +11,6 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"github.com/firstpacket/firstpacket/classify/packet"
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/proxy/conntrack"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
@@ -28,7 +27,7 @@ type settler struct {
 	learned   *learned
 	publisher *publisher
 	evaluator *engine.Evaluator
-	flows     *flowlog.Ring // nil without a flow log
+	flows     *flowlog.Ring
 	clock     *clock
 
 	mu      sync.Mutex
@@ -303,22 +302,15 @@ type revokedReason struct{}
 func (revokedReason) String() string { return "revoked" }
 
 func (s *settler) report(v *engine.Verdict, f *conntrack.Flow) {
-	if s.flows == nil {
-		return
-	}
 	flow := f.Policy()
 	r := recordOf(v, &flow)
 	r.Reason, r.Time = revokedReason{}, s.clock.wall()
 	s.flows.Put(&r)
 }
 
-// tupleAllowed judges a cached tuple as its next first packet would be.
+// tupleAllowed tells whether a cached tuple is still allowed.
 func tupleAllowed(ev *engine.Evaluator, s *engine.Snapshot, t ruleset.Tuple) bool {
-	flow := packet.Flow{Src: t.Src, Dst: t.Dst, DstPort: t.DstPort, Proto: t.Proto, Form: packet.Complete}
-	if t.Proto == packet.ProtoTCP {
-		flow.TCPFlags = packet.FlagSYN
-	}
-	return ev.Judge(s, &flow, engine.Forward, true).Action == engine.Allow
+	return judgeTuple(ev, s, t).Action == engine.Allow
 }
 
 // localAddresses are the addresses of this node's own interfaces.

@@ -3,14 +3,11 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/firstpacket/firstpacket/classify/source"
-	"github.com/firstpacket/firstpacket/policycache/engine"
-	"github.com/firstpacket/firstpacket/policycache/explain"
 	"github.com/firstpacket/firstpacket/proxy/health"
 )
 
@@ -61,9 +58,7 @@ func (a *agent) endpoints() health.Config {
 	return health.Config{
 		Address: a.cfg.HTTPAddress, Ready: a.ready, Status: func() any { return a.status() },
 		Metrics: registry, Profiling: a.cfg.Profiling,
-		More: map[string]http.Handler{
-			explain.Path: explain.Handler(func() *engine.Snapshot { return a.controller.status().Snapshot }),
-		},
+		More: a.pages(),
 	}
 }
 

@@ -46,7 +46,7 @@ func (w *writer) line(a *aggregate) error {
 		Str("verdict", k.verdict).
 		Str("direction", k.direction).
 		Str("reason", k.reason).
-		Str("proto", protoName(k.proto)).
+		Str("proto", ProtoName(k.proto)).
 		Dict("src", side(e, k.src, a.srcPort, k.srcOwner)).
 		Dict("dst", side(e, k.dst, k.dstPort, k.dstOwner)).
 		Strs("policies", policies).
@@ -73,8 +73,8 @@ func side(e *zerolog.Event, addr netip.Addr, port uint16, o owner) *zerolog.Even
 		Str("pod", o.pod)
 }
 
-// protoName gives the names that people use in policies, and the IANA number for the rest.
-func protoName(proto uint8) string {
+// ProtoName gives a protocol the names that people use in policies, and the IANA number for the rest.
+func ProtoName(proto uint8) string {
 	switch proto {
 	case packet.ProtoTCP:
 		return "tcp"

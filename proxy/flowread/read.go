@@ -52,7 +52,7 @@ func (in *input) next(st *Stats) (bool, error) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
-		r, err := parse(line)
+		r, err := Parse(line)
 		if err != nil {
 			st.Unreadable++
 			continue

@@ -40,8 +40,8 @@ type Side struct {
 	Pod       string `json:"pod"`
 }
 
-// parse reads a line.
-func parse(line []byte) (*Record, error) {
+// Parse reads a line.
+func Parse(line []byte) (*Record, error) {
 	r := new(Record)
 	if err := json.Unmarshal(line, r); err != nil {
 		return nil, err

@@ -25,6 +25,8 @@ type Config struct {
 	// Path is the socket. Its folder is made if it is not there. Whoever may write to the socket can read names of pods
 	// and policies: it is for its owner and group only.
 	Path string
+	// Hub is where the lines come from; nil makes one, with Recent and Backlog.
+	Hub *Hub
 	// Recent is how many lines are remembered for readers to come. Default 1000.
 	Recent int
 	// Backlog is how many lines a reader may be behind. Default 1000.
@@ -85,12 +87,11 @@ type Server struct {
 	// running counts the goroutines of readers.
 	running sync.WaitGroup
 
-	mu      sync.Mutex
-	recent  [][]byte // a ring
-	next    int      // where the next line goes, once the ring is full
-	readers map[*reader]struct{}
-	conns   map[net.Conn]struct{}
-	stats   Stats
+	hub *Hub
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+	stats Stats
 }
 
 // Listen makes the socket, in the place of one that is there: a new agent takes over from an old one without a moment
@@ -112,9 +113,9 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("flow stream: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	s := &Server{
-		cfg: cfg, listener: l,
-		readers: map[*reader]struct{}{}, conns: map[net.Conn]struct{}{},
+	s := &Server{cfg: cfg, listener: l, hub: cfg.Hub, conns: map[net.Conn]struct{}{}}
+	if s.hub == nil {
+		s.hub = NewHub(cfg.Recent, cfg.Backlog)
 	}
 	if err := s.place(temporary); err != nil {
 		l.Close()
@@ -137,34 +138,15 @@ func (s *Server) place(temporary string) error {
 	return os.Rename(temporary, s.cfg.Path)
 }
 
-// Publish hands a line, newline included, to all readers. It copies the line and never waits. It may be called by one
-// goroutine at a time, also when Serve is not running.
-func (s *Server) Publish(line []byte) {
-	line = append([]byte(nil), line...) // remembered, and shared by all readers
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.recent) < s.cfg.Recent {
-		s.recent = append(s.recent, line)
-	} else {
-		s.recent[s.next] = line
-		s.next = (s.next + 1) % len(s.recent)
-	}
-	for r := range s.readers {
-		select {
-		case r.lines <- line:
-		default:
-			s.stats.Dropped++
-			s.forget(r)
-		}
-	}
-}
+// Publish hands a line to the hub.
+func (s *Server) Publish(line []byte) { s.hub.Publish(line) }
 
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stats
-	st.Readers = len(s.conns)
+	st.Readers, st.Dropped = len(s.conns), s.hub.droppedCount()
 	return st
 }
 
@@ -224,9 +206,6 @@ func (s *Server) close() {
 	defer s.mu.Unlock()
 	for conn := range s.conns {
 		conn.Close()
-	}
-	for r := range s.readers {
-		s.forget(r)
 	}
 }
 

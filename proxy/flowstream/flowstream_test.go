@@ -79,9 +79,9 @@ func TestRecent(t *testing.T) {
 		{5, 2, "line 4\nline 5\n"},
 		{5, 9, "line 3\nline 4\nline 5\n"},
 	} {
-		s.mu.Lock()
-		s.recent, s.next = nil, 0
-		s.mu.Unlock()
+		s.hub.mu.Lock()
+		s.hub.recent, s.hub.next = nil, 0
+		s.hub.mu.Unlock()
 		publish(s, 1, c.published)
 		got, err := io.ReadAll(dial(t, s, Request{Recent: c.recent}))
 		if err != nil || string(got) != c.want {

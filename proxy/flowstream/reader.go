@@ -13,12 +13,6 @@ import (
 	"time"
 )
 
-// reader is a reader that follows. lines is closed when it is forgotten.
-type reader struct {
-	conn  net.Conn
-	lines chan []byte
-}
-
 // serve answers one reader until it has what it wants, is too slow, or goes.
 func (s *Server) serve(conn net.Conn) {
 	defer func() {
@@ -31,10 +25,14 @@ func (s *Server) serve(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	r := &reader{conn: conn, lines: make(chan []byte, s.cfg.Backlog)}
-	for _, line := range s.begin(r, req) {
+	// A write may be waiting when the reader turns out to be too slow.
+	sub := s.hub.Subscribe(req, func() { conn.Close() })
+	defer sub.Close()
+	s.mu.Lock()
+	s.stats.Served++
+	s.mu.Unlock()
+	for _, line := range sub.Recent {
 		if err := send(conn, line); err != nil {
-			s.leave(r)
 			return
 		}
 	}
@@ -46,14 +44,14 @@ func (s *Server) serve(conn net.Conn) {
 	s.running.Go(func() {
 		defer close(gone)
 		_, _ = io.Copy(io.Discard, conn) // any end is an end
-		s.leave(r)
+		sub.Close()
 	})
-	for line := range r.lines {
+	for line := range sub.Lines() {
 		if err := send(conn, line); err != nil {
 			break
 		}
 	}
-	s.leave(r)
+	sub.Close()
 	conn.Close()
 	<-gone
 }
@@ -82,36 +80,6 @@ func readRequest(conn net.Conn) (Request, error) {
 		return Request{}, err
 	}
 	return req, conn.SetReadDeadline(time.Time{})
-}
-
-// begin returns the remembered lines that a reader wants, and has it follow from exactly there.
-func (s *Server) begin(r *reader, req Request) [][]byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stats.Served++
-	ordered := append(append([][]byte(nil), s.recent[s.next:]...), s.recent[:s.next]...)
-	if req.Recent >= 0 && req.Recent < len(ordered) {
-		ordered = ordered[len(ordered)-req.Recent:]
-	}
-	if _, open := s.conns[r.conn]; req.Follow && open {
-		s.readers[r] = struct{}{}
-	}
-	return ordered
-}
-
-func (s *Server) leave(r *reader) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.forget(r)
-}
-
-// forget ends the reader's lines and, as a write to it may be waiting, its connection. Called with mu held.
-func (s *Server) forget(r *reader) {
-	if _, ok := s.readers[r]; ok {
-		delete(s.readers, r)
-		close(r.lines)
-		r.conn.Close()
-	}
 }
 
 // ErrNoAgent is returned by Dial when nobody listens.

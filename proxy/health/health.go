@@ -100,6 +100,8 @@ func (s *Server) Addr() net.Addr { return s.listeners[0].Addr() }
 
 // Serve answers until the context ends, then lets running answers finish for a second.
 func (s *Server) Serve(ctx context.Context) error {
+	// Answers that go on for as long as somebody reads end with the context.
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
