@@ -175,9 +175,9 @@ func TestPrivate(t *testing.T) {
 		}
 	}
 	for addr, want := range map[net.Addr]bool{
-		&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}:                  false,
-		&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}:                  true,
-		&net.TCPAddr{IP: net.IPv6loopback, Port: 1}:                        true,
+		&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}:                 false,
+		&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}:                 true,
+		&net.TCPAddr{IP: net.IPv6loopback, Port: 1}:                       true,
 		&net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"}: true,
 	} {
 		r := httptest.NewRequestWithContext(context.WithValue(t.Context(), http.LocalAddrContextKey, addr), http.MethodGet,
