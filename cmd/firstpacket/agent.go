@@ -67,6 +67,8 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	f.StringVar(&denyWith, "deny-with", "drop", "refuse packets by drop (silent) or reject (TCP reset, ICMP prohibited)")
 	f.BoolVar(&cfg.FailOpen, "fail-open", false,
 		"let packets pass while no agent can judge them, instead of holding them back")
+	f.BoolVar(&cfg.Audit, "audit", false,
+		"enforce nothing: let every packet pass, and log what would be denied as would-deny (includes --fail-open)")
 	f.IntVar(&cfg.Queues, "queues", 0, "number of NFQUEUEs and threads (default: one per processor, at most 4)")
 	f.Uint16Var(&cfg.QueueNumber, "queue-number", agent.DefaultQueueNumber, "first NFQUEUE number")
 	cfg.MarkMask = mark.Default

@@ -125,6 +125,34 @@ func TestAuditIsTheDifference(t *testing.T) {
 	}
 }
 
+// TestAuditOfAnswers: a packet in mid-stream that would pass as an answer is no would-deny.
+func TestAuditOfAnswers(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.Model = NewModel(Config{Node: "n1", Audit: true})
+	w.add(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"))
+	w.add(podEndpoint("n1", "a", "two", labels(), nil, "10.0.1.2"))
+	w.SetPolicy(w.netpol("a", "np", rules(rule.Rule{Ports: tcpPorts(80, 80)}), nil))
+	w.commit()
+	for what, c := range map[string]struct {
+		src, dst uint16
+		would    Action
+	}{
+		"an answer from the open port": {80, 40000, Allow},
+		"to the open port":             {40000, 80, Allow},
+		"between others":               {40000, 81, Deny},
+	} {
+		f := syn("10.0.1.1", "10.0.1.2", c.dst)
+		f.SrcPort, f.TCPFlags = c.src, packet.FlagACK
+		v := w.judge(f, Forward, false)
+		if e := v.Enforced(); v.Action != Allow || v.Would() != c.would || e.Action != c.would {
+			t.Errorf("%s: %s, would %s, enforced %s %s", what, v.Action, v.Would(), e.Action, e.Reason)
+		}
+		if x := Explain(w.snap, &f, Forward, false); x.Action != Allow || x.Would != c.would {
+			t.Errorf("%s: explained as %s, would %s", what, x.Action, x.Would)
+		}
+	}
+}
+
 func TestAuditOfEverything(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.Model = NewModel(Config{Node: "n1", Audit: true})

@@ -111,7 +111,7 @@ func Explain(s *Snapshot, f *packet.Flow, hook Hook, held bool) Explanation {
 		x.Ingress = q.judge(&c.dst, c.dst.ingress, Ingress, &c.src, f.Src)
 		v.Egress, v.Ingress = x.Egress.decision(), x.Ingress.decision()
 		v.conclude()
-		if v.Action == Deny && f.MidStream() {
+		if f.MidStream() && (v.Action == Deny || v.Would() == Deny) {
 			q.port = f.SrcPort
 			q.named(c.src.ep)
 			x.Reverse = &Orientation{

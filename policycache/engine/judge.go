@@ -68,7 +68,7 @@ func (e *Evaluator) Judge(s *Snapshot, f *packet.Flow, hook Hook, held bool) Ver
 	v.Egress = e.decide(c.src.egress, c.src.subject, c.host, &c.dst, f.Dst, c.dst.ep, l, f.DstPort)
 	v.Ingress = e.decide(c.dst.ingress, c.dst.subject, c.host, &c.src, f.Src, c.dst.ep, l, f.DstPort)
 	v.conclude()
-	if v.Action == Deny && f.MidStream() {
+	if f.MidStream() && (v.Action == Deny || v.Would() == Deny) {
 		egress := e.decide(c.dst.egress, c.dst.subject, c.host, &c.src, f.Src, c.src.ep, l, f.SrcPort)
 		ingress := e.decide(c.src.ingress, c.src.subject, c.host, &c.dst, f.Dst, c.src.ep, l, f.SrcPort)
 		v.reverse(egress, ingress)
@@ -138,9 +138,12 @@ func (v *Verdict) conclude() {
 	}
 }
 
-// reverse allows a denied packet in mid-stream if the other orientation, with these decisions, is allowed.
+// reverse allows a denied packet in mid-stream if the other orientation, with these decisions, is allowed, and notes
+// whether it would be.
 func (v *Verdict) reverse(egress, ingress *Decision) {
-	if (egress == nil || egress.Allow) && (ingress == nil || ingress.Allow) {
+	if v.Action == Deny && egress.allows() && ingress.allows() {
 		v.Action, v.Reason, v.Direction = Allow, MidStreamReverse, NoDirection
+		return
 	}
+	v.wouldAnswer = egress.would().allows() && ingress.would().allows()
 }

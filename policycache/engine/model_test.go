@@ -63,7 +63,8 @@ func TestDeltaTellsWhoIsAffected(t *testing.T) {
 	w.SetPolicy(w.netpol("b", "np", rules(), rules()))
 	w.wantDelta(t, "a policy elsewhere", nil)
 	w.SetPolicy(w.netpol("a", "np2", nil, rules()))
-	w.wantDelta(t, "the other direction", addrs("10.0.1.1"), Subject{one, true, true, true})
+	w.wantDelta(t, "the other direction", addrs("10.0.1.1"),
+		Subject{Addr: one, Present: true, Ingress: true, Egress: true})
 
 	pod("y", nil)
 	w.wantDelta(t, "other labels", addrs("10.0.1.1"))
@@ -73,7 +74,7 @@ func TestDeltaTellsWhoIsAffected(t *testing.T) {
 	w.wantDelta(t, "a remote pod's labels", addrs("10.0.2.1"))
 
 	w.DeletePolicy(rule.Ref{Dialect: rule.NetworkPolicy, Namespace: "a", Name: "np"})
-	w.wantDelta(t, "a policy less", addrs("10.0.1.1"), Subject{one, true, false, true})
+	w.wantDelta(t, "a policy less", addrs("10.0.1.1"), Subject{Addr: one, Present: true, Egress: true})
 	w.DeletePolicy(rule.Ref{Dialect: rule.NetworkPolicy, Namespace: "a", Name: "np2"})
 	w.wantDelta(t, "no policy", addrs("10.0.1.1"), Subject{Addr: one, Present: true})
 	w.drop(podEndpoint("n1", "a", "one", labels(), nil, "10.0.1.1"))

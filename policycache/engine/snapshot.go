@@ -74,6 +74,8 @@ type Subject struct {
 	Present bool
 	// Ingress and Egress: policies cover the direction, so its flows are to be judged.
 	Ingress, Egress bool
+	// IngressAudit and EgressAudit: they do, and all of them are in audit mode.
+	IngressAudit, EgressAudit bool
 }
 
 // Delta is what a Commit changed.
@@ -88,7 +90,10 @@ type Delta struct {
 }
 
 func (e *entry) toSubject(a netip.Addr) Subject {
-	return Subject{Addr: a, Present: e.subject, Ingress: e.ingress != nil, Egress: e.egress != nil}
+	return Subject{
+		Addr: a, Present: e.subject, Ingress: e.ingress != nil, Egress: e.egress != nil,
+		IngressAudit: e.ingress.onlyAudits(), EgressAudit: e.egress.onlyAudits(),
+	}
 }
 
 // sameVerdicts tells whether every flow of the address is judged alike under both entries. The owner's name may
@@ -103,6 +108,8 @@ func (e *entry) sameVerdicts(o *entry) bool {
 // judges tells whether there are policies in a program for which packets are refused that cannot be judged: those in
 // audit mode refuse none, unless nothing is refused anyway.
 func (s *Snapshot) judges(p *Program) bool { return p != nil && (p.enforced || s.audit) }
+
+func (p *Program) onlyAudits() bool { return p != nil && !p.enforced }
 
 // isPod and isNode tell what owns the address; neither holds for external ones.
 func (e *entry) isPod() bool  { return e.ep != nil && e.ep.Kind == identity.Pod }

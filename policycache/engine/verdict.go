@@ -140,6 +140,9 @@ func (d *Decision) would() *Decision {
 	return d
 }
 
+// allows holds for sides that nothing was decided for, too.
+func (d *Decision) allows() bool { return d == nil || d.Allow }
+
 // The decisions that no policy takes part in.
 var (
 	notIsolated = &Decision{Allow: true, Reason: NotIsolated, Rule: -1}
@@ -159,11 +162,14 @@ type Verdict struct {
 	Egress, Ingress *Decision
 	// Awaited is the unknown address, with Hold.
 	Awaited netip.Addr
+
+	// wouldAnswer: with nothing in audit mode, the packet would be allowed as the answer in a flow of the other
+	// orientation, if not by itself.
+	wouldAnswer bool
 }
 
 // Would is the Action if nothing was in audit mode. After MidStreamReverse it is the Action itself: what opened the
-// flow
-// has been judged before.
+// flow has been judged before.
 func (v *Verdict) Would() Action {
 	switch {
 	case v.Action == Hold || v.Reason == MidStreamReverse:
@@ -173,12 +179,10 @@ func (v *Verdict) Would() Action {
 	case v.Egress == nil && v.Ingress == nil:
 		return v.Action
 	}
-	for _, d := range [...]*Decision{v.Egress.would(), v.Ingress.would()} {
-		if d != nil && !d.Allow {
-			return Deny
-		}
+	if v.wouldAnswer || v.Egress.would().allows() && v.Ingress.would().allows() {
+		return Allow
 	}
-	return Allow
+	return Deny
 }
 
 // Enforced is the verdict if nothing was in audit mode, for the log: with the direction, the reason and the decisions
@@ -191,6 +195,9 @@ func (v *Verdict) Enforced() Verdict {
 	e.Action, e.Reason, e.Direction = Deny, NoReason, NoDirection
 	e.Egress, e.Ingress = v.Egress.would(), v.Ingress.would()
 	e.conclude()
+	if e.Action == Deny && v.wouldAnswer {
+		e.Action, e.Reason, e.Direction = Allow, MidStreamReverse, NoDirection
+	}
 	return e
 }
 

@@ -35,9 +35,12 @@ type State struct {
 }
 
 // New makes an empty state whose subjects are the pods of the node; of all nodes if node is empty.
-func New(node string) *State {
+func New(node string) *State { return NewWith(engine.Config{Node: node}) }
+
+// NewWith is New for an engine that is configured otherwise.
+func NewWith(cfg engine.Config) *State {
 	return &State{
-		Index: endpoint.NewIndex(), node: node, model: engine.NewModel(engine.Config{Node: node}),
+		Index: endpoint.NewIndex(), node: cfg.Node, model: engine.NewModel(cfg),
 		legacy: map[rule.Dialect]*isolation.Set{
 			rule.AlphaNetworkPolicy: alpha.NewSet(), rule.BetaNetworkPolicy: beta.NewSet(),
 		},

@@ -189,7 +189,8 @@ func (a *agent) openKernel() error {
 		return fmt.Errorf("%w; choose free bits with --mark-mask", err)
 	}
 	a.cfg.Log.Info().Str("features", a.rules.Features().String()).Stringer("mark-mask", a.marks).
-		Stringer("deny-with", a.cfg.DenyWith).Bool("fail-open", a.cfg.FailOpen).Str("version", a.cfg.Version).
+		Stringer("deny-with", a.cfg.DenyWith).Bool("fail-open", a.cfg.failOpen()).
+		Bool("audit", a.cfg.Audit).Str("version", a.cfg.Version).
 		Msg("starting")
 	return nil
 }
@@ -212,7 +213,7 @@ func (a *agent) build() error {
 		a.judges = append(a.judges, &judge{
 			publisher: a.publisher, user: user, marks: a.marks,
 			evaluator: engine.NewEvaluator(pairCache), learned: a.learned.rings[i],
-			denied: a.flowLog.Ring(i), counts: &metrics.Verdicts{}, clock: clock,
+			denied: a.flowLog.Ring(i), audit: a.cfg.Audit, counts: &metrics.Verdicts{}, clock: clock,
 		})
 	}
 	a.settler = &settler{
@@ -220,7 +221,8 @@ func (a *agent) build() error {
 		evaluator: engine.NewEvaluator(pairCache), flows: a.flowLog.Ring(threads), clock: clock, wake: make(chan struct{}, 1),
 	}
 	a.controller = &controller{
-		log: a.cfg.Log, marks: a.marks, state: state.New(a.cfg.NodeName), publisher: a.publisher,
+		log: a.cfg.Log, marks: a.marks, publisher: a.publisher,
+		state: state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
 		wake: a.wakeQueues,
 	}
@@ -282,7 +284,7 @@ func (a *agent) own(bank int) error {
 	owner := rand.Uint32N(math.MaxUint32) + 1
 	rules, err := ruleset.Open(ruleset.Config{
 		Mask: a.marks, QueueFirst: a.firstQueue(bank), QueueCount: uint16(a.cfg.queues()),
-		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.FailOpen, Owner: owner,
+		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.failOpen(), Audit: a.cfg.Audit, Owner: owner,
 	})
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 	for i, j := range a.judges {
 		number := a.firstQueue(bank) + uint16(i)
 		q, err := queue.Open(queue.Config{
-			Number: number, Handler: j, FailOpen: a.cfg.FailOpen, HoldTime: a.cfg.HoldTime, Spin: a.cfg.Spins,
+			Number: number, Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime, Spin: a.cfg.Spins,
 		})
 		if err != nil {
 			for _, open := range queues {

@@ -43,6 +43,9 @@ type Config struct {
 	DenyWith ruleset.DenyWith
 	// FailOpen lets packets pass that no agent is there to judge. The default is that they wait or drop.
 	FailOpen bool
+	// Audit has every policy evaluated and nothing enforced: no packet is refused, held or lost for want of a verdict,
+	// so it includes FailOpen.
+	Audit bool
 	// Queues is the number of NFQUEUEs, and threads; 0 takes one per processor, at most four.
 	Queues int
 	// QueueNumber is the first NFQUEUE number. Agents on one node must have the same: see bank.go.
@@ -97,6 +100,9 @@ func (c *Config) validate() (mark.Layout, error) {
 	}
 	return layout, nil
 }
+
+// failOpen tells whether packets pass that no agent judges.
+func (c *Config) failOpen() bool { return c.FailOpen || c.Audit }
 
 // queues resolves the automatic queue count. More threads than processors only take turns.
 func (c *Config) queues() int {

@@ -271,7 +271,10 @@ func (c *controller) allowedIn(s *engine.Snapshot) func(ruleset.Tuple) bool {
 }
 
 func kernelSubject(s engine.Subject) ruleset.Subject {
-	return ruleset.Subject{Addr: s.Addr, Pod: true, Ingress: s.Ingress, Egress: s.Egress}
+	return ruleset.Subject{
+		Addr: s.Addr, Pod: true, Ingress: s.Ingress, Egress: s.Egress,
+		IngressAudit: s.IngressAudit, EgressAudit: s.EgressAudit,
+	}
 }
 
 // affectedSet is a set of addresses.

@@ -240,6 +240,9 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 			return true // the node always reaches its pods
 		}
 		v := s.judge(w.snapshot, f, local)
+		if v.Would() != v.Action {
+			s.reportWould(&v, f)
+		}
 		switch state := f.Mark & s.marks.Mask(); {
 		case v.Action == engine.Deny && state != s.marks.Revoked():
 			cut = append(cut, *f)
@@ -305,6 +308,21 @@ func (s *settler) report(v *engine.Verdict, f *conntrack.Flow) {
 	flow := f.Policy()
 	r := recordOf(v, &flow)
 	r.Reason, r.Time = revokedReason{}, s.clock.wall()
+	s.flows.Put(&r)
+}
+
+// reportWould tells what would become of an established flow if nothing was in audit mode. It may be the only packet of
+// a long-lived flow that anybody looks at before its policy is enforced.
+func (s *settler) reportWould(v *engine.Verdict, f *conntrack.Flow) {
+	if s.flows == nil {
+		return
+	}
+	flow, e := f.Policy(), v.Enforced()
+	r := recordOf(&e, &flow)
+	r.Verdict, r.Time = engine.Hypothetical(e.Action), s.clock.wall()
+	if e.Action == engine.Deny {
+		r.Reason = revokedReason{}
+	}
 	s.flows.Put(&r)
 }
 

@@ -16,6 +16,8 @@ type Status struct {
 	Node     string `json:"node"`
 	Version  string `json:"version"`
 	Features string `json:"features"`
+	// Audit: nothing is enforced, and what would be is in the flow log.
+	Audit bool `json:"audit,omitempty"`
 	// Ready is empty when the agent enforces, else what it waits for.
 	NotReady string `json:"notReady,omitempty"`
 	// Generation is the number that verdicts carry: new flows are judged by it. Settled is the newest generation whose
@@ -88,6 +90,7 @@ func (a *agent) status() Status {
 	applied, settled := a.controller.status(), a.settler.status()
 	s := Status{
 		Node: a.cfg.NodeName, Version: a.cfg.Version, Features: a.rules.Features().String(),
+		Audit:      a.cfg.Audit,
 		Generation: applied.Generation, Settled: settled.Generation,
 		Applied: applied.Versions, AppliedAt: applied.At,
 		Policies: applied.Policies, Problems: applied.Problems, Tuples: a.learned.len(),

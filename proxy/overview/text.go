@@ -50,6 +50,9 @@ func (p *page) alarm(n float64, text string) string {
 func (p *page) heading() {
 	s := &p.Status
 	state := p.Good("enforcing")
+	if s.Audit {
+		state = p.Mixed("only auditing: nothing is enforced")
+	}
 	if !p.Ready() {
 		state = p.Bad("NOT READY: " + s.NotReady)
 	}

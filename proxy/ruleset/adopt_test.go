@@ -181,7 +181,7 @@ func TestCheckFindsAlterationsAndInstallRepairsThem(t *testing.T) {
 			c.AddObj(&nftables.NamedObj{Table: table, Name: "mine", Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
 		}, "chain mine: not ours\nset mine: not ours\nobject mine: not ours\n"},
 		{"parts missing", func(c *nftables.Conn) {
-			for _, name := range []string{"judge6", "divert6"} {
+			for _, name := range []string{"judge6", "divert6", "invalid6"} {
 				c.FlushChain(inChain(name))
 			}
 			c.FlushChain(inChain("queue"))

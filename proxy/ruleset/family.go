@@ -48,13 +48,15 @@ func (f *family) set(kind string) string { return kind + f.suffix }
 
 // Kinds of sets that exist once per family. Names are <kind>4 and <kind>6.
 const (
-	kindIngress = "ingress"
-	kindEgress  = "egress"
-	kindKnown   = "known"
-	kindSelf    = "self"
-	kindPods    = "pods"
-	kindAllowed = "allowed"
-	kindDenied  = "denied"
+	kindIngress      = "ingress"
+	kindEgress       = "egress"
+	kindIngressAudit = "ingress_audit"
+	kindEgressAudit  = "egress_audit"
+	kindKnown        = "known"
+	kindSelf         = "self"
+	kindPods         = "pods"
+	kindAllowed      = "allowed"
+	kindDenied       = "denied"
 )
 
 // elements is the content of sets by name, each sorted by key and without doubles.
@@ -101,6 +103,8 @@ func addSubject(in, out elements, s Subject) {
 		{kindSelf, pair, s.Pod},
 		{kindIngress, key, s.Pod && s.Ingress},
 		{kindEgress, key, s.Pod && s.Egress},
+		{kindIngressAudit, key, s.Pod && s.Ingress && s.IngressAudit},
+		{kindEgressAudit, key, s.Pod && s.Egress && s.EgressAudit},
 	} {
 		if c.member {
 			in.add(f.set(c.kind), c.key)
@@ -116,8 +120,9 @@ func removeSubject(out elements, addr netip.Addr) {
 	f, key := familyOf(addr), addr.AsSlice()
 	out.add(f.set(kindKnown), key)
 	out.add(f.set(kindSelf), slices.Concat(key, key))
-	out.add(f.set(kindIngress), key)
-	out.add(f.set(kindEgress), key)
+	for _, kind := range []string{kindIngress, kindEgress, kindIngressAudit, kindEgressAudit} {
+		out.add(f.set(kind), key)
+	}
 }
 
 // addPrefixes turns CIDRs into the half-open intervals that nftables stores. Ranges inside others are left out: the

@@ -68,6 +68,8 @@ type Config struct {
 	DenyWith DenyWith
 	// FailOpen accepts packets while no agent listens on the queues. Otherwise the kernel drops them.
 	FailOpen bool
+	// Audit refuses nothing, whatever userspace or an earlier agent's marks say: what would be refused is accepted.
+	Audit bool
 	// AllowedSize and DeniedSize bound the verdict cache, in tuples per address family; 0 means DefaultSetSize.
 	AllowedSize, DeniedSize uint32
 	// DeniedTimeout is how long a refused tuple is refused without asking again; 0 means DefaultDeniedTimeout. The
@@ -119,6 +121,9 @@ type Subject struct {
 	Pod bool
 	// Ingress and Egress send new connections to and from the address to judgement. Only pods have them.
 	Ingress, Egress bool
+	// IngressAudit and EgressAudit say that nothing is refused in that direction: all policies that judge it are in
+	// audit mode. They have a meaning beside Ingress and Egress only.
+	IngressAudit, EgressAudit bool
 }
 
 // Tuple is the key of the verdict cache.

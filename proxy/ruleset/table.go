@@ -23,6 +23,7 @@ const (
 	chainOutput  = "output"
 	chainDivert  = "divert"
 	chainJudge   = "judge"
+	chainInvalid = "invalid"
 	chainAdmit   = "admit"
 	chainCommit  = "commit"
 	chainDeny    = "deny"
@@ -66,7 +67,8 @@ func newLayout(cfg Config, features Features) *layout {
 	l.addBaseChains(cfg)
 	l.addDivert()
 	for _, f := range families {
-		l.addJudge(f)
+		l.addJudge(f, cfg.Audit)
+		l.addInvalid(f, cfg.Audit)
 	}
 	l.addAdmit(cfg)
 	l.addRevoked()
@@ -98,6 +100,8 @@ func (l *layout) addSets(cfg Config) {
 		tuple := nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetProto, nftables.TypeInetService)
 		add(nftables.Set{Name: f.set(kindIngress), KeyType: f.addrType}, "local pods isolated for ingress")
 		add(nftables.Set{Name: f.set(kindEgress), KeyType: f.addrType}, "local pods isolated for egress")
+		add(nftables.Set{Name: f.set(kindIngressAudit), KeyType: f.addrType}, "those whose ingress policies only audit")
+		add(nftables.Set{Name: f.set(kindEgressAudit), KeyType: f.addrType}, "those whose egress policies only audit")
 		add(nftables.Set{Name: f.set(kindPods), KeyType: f.addrType, Interval: true}, "pod CIDRs of this node")
 		add(nftables.Set{Name: f.set(kindKnown), KeyType: f.addrType}, "known addresses, pods or not")
 		add(nftables.Set{Name: f.set(kindSelf), KeyType: pair}, "every local pod with itself")
@@ -125,9 +129,12 @@ func (l *layout) addBaseChains(cfg Config) {
 	m := cfg.Mask
 	first := []rule{
 		do(markIs(ctMark, m.Mask(), m.Admitted()), accept).note("established flows"),
-		do(markIs(ctMark, m.Mask(), m.Revoked()), jump(chainRevoked)).note("flows no longer allowed"),
-		do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"),
 	}
+	if !cfg.Audit { // an earlier agent that enforced may have left marks
+		first = append(first,
+			do(markIs(ctMark, m.Mask(), m.Revoked()), jump(chainRevoked)).note("flows no longer allowed"))
+	}
+	first = append(first, do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"))
 	with := func(rules ...rule) []rule { return append(append([]rule{}, first...), rules...) }
 
 	add(chainForward, nftables.ChainHookForward, *nftables.ChainPriorityFilter,
@@ -136,7 +143,7 @@ func (l *layout) addBaseChains(cfg Config) {
 		with(do(iif.is(`"lo"`, host(loIndex)...), accept), do(goTo(chainDivert)))...)
 
 	var output []rule
-	if cfg.DenyWith == Reject {
+	if cfg.DenyWith == Reject && !cfg.Audit {
 		// The kernel's answers to a refused packet pass this hook, resets as well as errors, and are related to the
 		// packet's flow (nf_conntrack_attach), whose mark would refuse them.
 		output = append(output, do(markIs(ctMark, m.Mask(), m.Revoked()), stateIs("related", expr.CtStateBitRELATED),
@@ -193,16 +200,35 @@ func (l *layout) addDivert() {
 func (s stmt) quiet() stmt { s.text = ""; return s }
 
 // addJudge answers from what is known about the tuple, or asks.
-func (l *layout) addJudge(f *family) {
-	l.addChain(f.set(chainJudge),
+func (l *layout) addJudge(f *family, audit bool) {
+	rules := []rule{
 		f.do(in(f.set(kindSelf), f.source(), f.destination()), accept).note("hairpin"),
-		do(stateIs("invalid", expr.CtStateBitINVALID), count(counterInvalid), drop),
+		do(stateIs("invalid", expr.CtStateBitINVALID), goTo(f.set(chainInvalid))),
 		do(notIn(setWithPorts, l4proto), goTo(chainQueue)),
 		f.do(f.fragment(), goTo(chainQueue)).note("no ports to compare"),
 		f.do(in(f.set(kindAllowed), f.tuple()...), count(counterCached), goTo(chainCommit)),
-		f.do(in(f.set(kindDenied), f.tuple()...), goTo(chainRefuse)),
-		do(goTo(chainQueue)),
-	)
+	}
+	if !audit { // the set may be an earlier agent's
+		rules = append(rules, f.do(in(f.set(kindDenied), f.tuple()...), goTo(chainRefuse)))
+	}
+	l.addChain(f.set(chainJudge), append(rules, do(goTo(chainQueue)))...)
+}
+
+// addInvalid drops packets with no place in their connection, unless nothing else of the pod's would be refused either:
+// policies in audit mode must not cost a packet.
+func (l *layout) addInvalid(f *family, audit bool) {
+	var rules []rule
+	if !audit {
+		source, destination := f.source(), f.destination()
+		refuse := func(match ...stmt) rule { return f.do(append(match, count(counterInvalid), drop)...) }
+		rules = append(rules,
+			refuse(in(f.set(kindIngress), destination), notIn(f.set(kindIngressAudit), destination)),
+			refuse(in(f.set(kindEgress), source), notIn(f.set(kindEgressAudit), source)),
+			refuse(in(f.set(kindPods), destination), notIn(f.set(kindKnown), destination)),
+			refuse(in(f.set(kindPods), source), notIn(f.set(kindKnown), source)),
+		)
+	}
+	l.addChain(f.set(chainInvalid), append(rules, do(accept).note("policies only audit"))...)
 }
 
 // fragment matches packets whose payload may not begin with the ports. Conntrack puts fragments together before any of
@@ -268,13 +294,16 @@ func (l *layout) addRefuse(cfg Config) {
 		)
 	}
 	rules := []rule{do(count(counterRefused))}
-	if cfg.DenyWith == Reject {
+	switch {
+	case cfg.Audit:
+		rules = []rule{do(accept)}
+	case cfg.DenyWith == Reject:
 		rules = append(rules,
 			// The answer may inherit the packet's mark (sysctl fwmark_reflect) and must not pass for a verdict.
 			do(clearPacketMark(cfg.Mask.Mask())),
 			do(l4proto.is("tcp", unix.IPPROTO_TCP), rejectReset),
 			do(rejectAdmin))
-	} else {
+	default:
 		rules = append(rules, do(drop))
 	}
 	l.addChain(chainRefuse, rules...)
