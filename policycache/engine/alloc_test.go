@@ -3,6 +3,7 @@ package engine
 import (
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/firstpacket/firstpacket/classify/packet"
 	"github.com/firstpacket/firstpacket/policycache/rule"
@@ -21,7 +22,9 @@ func allocWorld(tb testing.TB) *world {
 	peers = append(peers, rule.Peer{Kind: rule.Nodes, Labels: selector(tb, "zone", "z")})
 	both := rules(rule.Rule{Peers: peers, Ports: append(tcpPorts(80, 90), rule.AllPorts(packet.ProtoUDP))})
 	w.SetPolicy(w.netpol("a", "np", both, both))
-	w.SetPolicy(wide(rule.Admin, 1, "admin", rules(rule.Rule{Action: rule.Deny, Ports: tcpPorts(23, 23)}), nil))
+	w.SetPolicy(wide(rule.Admin, 1, "admin", rules(rule.Rule{Action: rule.Deny, Ports: tcpPorts(23, 23)}),
+		rules(rule.Rule{Peers: namesOf(tb, "*.example.com")})))
+	w.learn("10.0.1.1", time.Hour, "www.example.com", "198.51.100.1")
 	w.SetPodCIDRs(prefixes("10.0.0.0/16"), prefixes("10.0.1.0/24"))
 	w.commit()
 	return w
@@ -61,6 +64,7 @@ func warmFlows() map[string]struct {
 		"to the own node":        {syn("10.0.1.2", "192.168.0.1", 80), Input, false},
 		"held":                   {syn("10.0.2.77", "10.0.1.2", 80), Forward, false},
 		"unknown after the wait": {syn("10.0.1.77", "10.0.1.2", 80), Forward, true},
+		"to a learned name":      {syn("10.0.1.1", "198.51.100.1", 80), Forward, false},
 		"no subject":             {syn("10.0.2.1", "8.8.8.8", 80), Forward, false},
 	}
 }

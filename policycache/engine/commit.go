@@ -17,6 +17,9 @@ func (m *Model) Commit() (*Snapshot, *Delta) {
 		m.refresh(g)
 	}
 	m.stale = emptied(m.stale)
+	if m.ranges {
+		m.renewAll()
+	}
 
 	next := *m.last
 	next.cluster, next.local = m.cluster, m.local
@@ -25,11 +28,12 @@ func (m *Model) Commit() (*Snapshot, *Delta) {
 	m.ranges = false
 	m.pending = emptied(m.pending)
 	m.last = &next
-	if len(delta.Affected) == 0 && !delta.Ranges {
+	if len(delta.Affected)+len(delta.Named) == 0 && !delta.Ranges {
 		return m.last, nil
 	}
 	m.last.generation++
 	slices.SortFunc(delta.Affected, netip.Addr.Compare)
+	slices.SortFunc(delta.Named, netip.Addr.Compare)
 	slices.SortFunc(delta.Subjects, func(a, b Subject) int { return a.Addr.Compare(b.Addr) })
 	return m.last, delta
 }
@@ -111,6 +115,8 @@ func (m *Model) write(s *Snapshot) *Delta {
 		m.work.Entries++
 		if !now.sameVerdicts(&old) {
 			delta.Affected = append(delta.Affected, a)
+		} else if now.names != old.names {
+			delta.Named = append(delta.Named, a)
 		}
 		if subject := now.toSubject(a); subject != old.toSubject(a) {
 			delta.Subjects = append(delta.Subjects, subject)
@@ -125,6 +131,7 @@ func (m *Model) entry(ep *endpoint.Endpoint) entry {
 	if e.subject {
 		g := m.groups[ep.Identity]
 		e.ingress, e.egress = g.ingress, g.egress
+		e.names = m.namesOf(ep, g.egress)
 	}
 	return e
 }

@@ -171,9 +171,9 @@ func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr
 		j.Decision = notIsolated
 		return j
 	}
-	j.Policies, j.Decision = q.walk(p, false, peer, addr)
+	j.Policies, j.Decision = q.walk(p, false, side, peer, addr)
 	if p.audited {
-		policies, would := q.walk(p, true, peer, addr)
+		policies, would := q.walk(p, true, side, peer, addr)
 		for i := range policies {
 			if policies[i].Audit {
 				j.Policies[i] = policies[i]
@@ -187,7 +187,9 @@ func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr
 // walk applies the rules one by one; audit says whether policies in audit mode count. The tiers are told apart by the
 // rules as they come: a rule that passes ends its tier, and the end of the NetworkPolicy tier refuses what it has not
 // accepted if it isolates.
-func (q *question) walk(p *Program, audit bool, peer *entry, addr netip.Addr) (all []Considered, by *Decision) {
+func (q *question) walk(
+	p *Program, audit bool, side, peer *entry, addr netip.Addr,
+) (all []Considered, by *Decision) {
 	isolated := p.isolated
 	if audit {
 		isolated = p.wouldIsolate
@@ -208,7 +210,7 @@ func (q *question) walk(p *Program, audit bool, peer *entry, addr netip.Addr) (a
 		codes := pol.sides[p.direction].codes
 		for i := range codes {
 			t := RuleTrace{Index: i, Name: codes[i].rule.Name, Action: codes[i].rule.Action}
-			t.Matches, t.Why = q.matches(codes[i].rule, peer, addr)
+			t.Matches, t.Why = q.matches(codes[i].rule, side, peer, addr)
 			// Traffic with the own node is not subject to the rules of the NetworkPolicy tier.
 			if t.Matches && by == nil && passed != pol.Tier && counts {
 				t.Decides = true
@@ -233,8 +235,8 @@ func (q *question) walk(p *Program, audit bool, peer *entry, addr netip.Addr) (a
 }
 
 // matches tells whether the rule matches, and why.
-func (q *question) matches(r *rule.Rule, peer *entry, addr netip.Addr) (bool, string) {
-	ok, who := q.matchesPeer(r, peer, addr)
+func (q *question) matches(r *rule.Rule, side, peer *entry, addr netip.Addr) (bool, string) {
+	ok, who := q.matchesPeer(r, side, peer, addr)
 	if !ok {
 		return false, who
 	}
@@ -242,7 +244,7 @@ func (q *question) matches(r *rule.Rule, peer *entry, addr netip.Addr) (bool, st
 	return ok, who + "; " + port
 }
 
-func (q *question) matchesPeer(r *rule.Rule, peer *entry, addr netip.Addr) (bool, string) {
+func (q *question) matchesPeer(r *rule.Rule, side, peer *entry, addr netip.Addr) (bool, string) {
 	switch {
 	case r.Peers == nil:
 		return true, "the rule is for every peer"
@@ -252,6 +254,14 @@ func (q *question) matchesPeer(r *rule.Rule, peer *entry, addr netip.Addr) (bool
 	var tried []string
 	for i := range r.Peers {
 		p := &r.Peers[i]
+		if p.Kind == rule.Names {
+			matches, why := side.names.explain(p, peer, addr)
+			if matches {
+				return true, why
+			}
+			tried = append(tried, why)
+			continue
+		}
 		matches := p.Block != nil && p.Block.Contains(addr)
 		if peer.ep != nil && p.Block == nil {
 			id := peer.ep.Identity.Identity()

@@ -16,6 +16,8 @@ type Evaluator struct {
 	pairs    *simplelru.LRU[pairKey, *pair]
 	compiler compiler
 	stats    Stats
+	// lapsed: names whose time is over count too.
+	lapsed bool
 }
 
 // Stats counts what an Evaluator has done since it was made.
@@ -65,24 +67,33 @@ func (e *Evaluator) Judge(s *Snapshot, f *packet.Flow, hook Hook, held bool) Ver
 		return v
 	}
 	l := laneOf(f)
-	v.Egress = e.decide(c.src.egress, c.src.subject, c.host, &c.dst, f.Dst, c.dst.ep, l, f.DstPort)
-	v.Ingress = e.decide(c.dst.ingress, c.dst.subject, c.host, &c.src, f.Src, c.dst.ep, l, f.DstPort)
+	v.Egress = e.decide(c.src.egress, &c.src, c.host, &c.dst, f.Dst, c.dst.ep, l, f.DstPort)
+	v.Ingress = e.decide(c.dst.ingress, &c.dst, c.host, &c.src, f.Src, c.dst.ep, l, f.DstPort)
 	v.conclude()
 	if f.MidStream() && (v.Action == Deny || v.Would() == Deny) {
-		egress := e.decide(c.dst.egress, c.dst.subject, c.host, &c.src, f.Src, c.src.ep, l, f.SrcPort)
-		ingress := e.decide(c.src.ingress, c.src.subject, c.host, &c.dst, f.Dst, c.src.ep, l, f.SrcPort)
+		egress := e.decide(c.dst.egress, &c.dst, c.host, &c.src, f.Src, c.src.ep, l, f.SrcPort)
+		ingress := e.decide(c.src.ingress, &c.src, c.host, &c.dst, f.Dst, c.src.ep, l, f.SrcPort)
 		v.reverse(egress, ingress)
 	}
 	return v
 }
 
-// decide looks one direction up: program and subject are the judged side's, peer and addr the other's, dst is the
-// destination of the orientation that is asked about.
+// JudgeEstablished is Judge for a flow that exists, as if all names that its pods have learned still held: a name that
+// has lapsed is none to connect to, and no reason to cut a connection.
+func (e *Evaluator) JudgeEstablished(s *Snapshot, f *packet.Flow, hook Hook) Verdict {
+	e.lapsed = true
+	v := e.Judge(s, f, hook, true)
+	e.lapsed = false
+	return v
+}
+
+// decide looks one direction up: the Program p is one of side, which is judged, peer and addr are the other side, dst is
+// the destination of the orientation that is asked about.
 func (e *Evaluator) decide(
-	p *Program, subject, host bool, peer *entry, addr netip.Addr, dst *endpoint.Endpoint, l lane, port uint16,
+	p *Program, side *entry, host bool, peer *entry, addr netip.Addr, dst *endpoint.Endpoint, l lane, port uint16,
 ) *Decision {
 	if p == nil {
-		if subject {
+		if side.subject {
 			return notIsolated
 		}
 		return nil
@@ -99,6 +110,12 @@ func (e *Evaluator) decide(
 	if p.blocks != nil {
 		k.class = p.blocks.classOf(addr)
 	}
+	var names *nameClass
+	if p.names != nil && side.names != nil && peer.ep == nil {
+		if names = side.names.class(addr, e.lapsed); names != nil {
+			k.class |= uint64(names.number) << 32
+		}
+	}
 	if p.named && dst != nil {
 		k.ports = dst.Ports
 	}
@@ -107,7 +124,7 @@ func (e *Evaluator) decide(
 		e.stats.Hits++
 	} else {
 		e.stats.Misses++
-		found = e.compiler.compile(p, k.peer, uint32(k.class), k.ports)
+		found = e.compiler.compile(p, k.peer, uint32(k.class), names, k.ports)
 		e.pairs.Add(k, found)
 	}
 	return found.tables[l].lookup(port)

@@ -47,6 +47,11 @@ type Model struct {
 	// stale are the groups whose list of policies changed since the last Commit.
 	stale map[*group]struct{}
 
+	// pages are what pods have learned under domain names; classes interns sets of patterns.
+	pages   map[podKey]*page
+	classes map[string]*nameClass
+	class   uint32 // the last number given
+
 	cluster, local *bart.Lite
 	ranges         bool // changed since the last Commit
 
@@ -85,6 +90,7 @@ func NewModel(cfg Config) *Model {
 		programs:    make(map[string]*Program),
 		pending:     make(map[netip.Addr]*endpoint.Endpoint),
 		stale:       make(map[*group]struct{}),
+		pages:       make(map[podKey]*page),
 		cluster:     new(bart.Lite),
 		local:       new(bart.Lite),
 		last: &Snapshot{
@@ -113,6 +119,9 @@ func (m *Model) setOwner(a netip.Addr, ep *endpoint.Endpoint) {
 		return
 	}
 	m.pending[a] = ep
+	if m.isSubject(old) && (ep == nil || keyOfPod(ep) != keyOfPod(old)) {
+		delete(m.pages, keyOfPod(old))
+	}
 	was, is := m.isSubject(old), m.isSubject(ep)
 	if was && is && old.Identity == ep.Identity {
 		return

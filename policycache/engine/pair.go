@@ -14,7 +14,8 @@ type pairKey struct {
 	program uint64
 	// peer is the zero handle for external addresses, and for nodes if the program does not look at their labels.
 	peer identity.Handle
-	// class is the peer's class among the program's address blocks.
+	// class is the peer's class among the program's address blocks, and in the upper half the number of the class of
+	// names that the subject has learned the address under.
 	class uint64
 	// ports are those of the destination, if the program has rules with named ports.
 	ports *endpoint.Ports
@@ -34,11 +35,11 @@ type compiler struct {
 
 // compile makes the pair of a program and a kind of peer. Policies in audit mode cost a second look at the rules, and
 // only their own subjects.
-func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named *endpoint.Ports) *pair {
+func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, names *nameClass, named *endpoint.Ports) *pair {
 	id := peer.Identity()
-	made := c.merge(p, false, &id, class, named)
+	made := c.merge(p, false, &id, class, names, named)
 	if p.audited {
-		would := c.merge(p, true, &id, class, named)
+		would := c.merge(p, true, &id, class, names, named)
 		for l := range made.tables {
 			made.tables[l] = beside(&made.tables[l], &would.tables[l])
 		}
@@ -50,7 +51,7 @@ func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, named
 // whether
 // policies in audit mode count.
 func (c *compiler) merge(
-	p *Program, audit bool, id *identity.Identity, class uint32, named *endpoint.Ports,
+	p *Program, audit bool, id *identity.Identity, class uint32, names *nameClass, named *endpoint.Ports,
 ) *pair {
 	isolated := p.isolated
 	if audit {
@@ -59,12 +60,12 @@ func (c *compiler) merge(
 	for l := range c.canvases {
 		c.canvases[l].reset()
 	}
-	next := c.tier(p, 0, rule.Admin, audit, id, class, named)
-	next = c.tier(p, next, rule.Namespaced, audit, id, class, named)
+	next := c.tier(p, 0, rule.Admin, audit, id, class, names, named)
+	next = c.tier(p, next, rule.Namespaced, audit, id, class, names, named)
 	if isolated != nil {
 		c.takeAll(isolated)
 	}
-	c.tier(p, next, rule.Baseline, audit, id, class, named)
+	c.tier(p, next, rule.Baseline, audit, id, class, names, named)
 	c.takeAll(notIsolated)
 	made := new(pair)
 	for l := range c.canvases {
@@ -75,7 +76,7 @@ func (c *compiler) merge(
 
 // tier applies the rules of one tier, which begin at step i, and returns where the next tier begins.
 func (c *compiler) tier(
-	p *Program, i int, t rule.Tier, audit bool, id *identity.Identity, class uint32, named *endpoint.Ports,
+	p *Program, i int, t rule.Tier, audit bool, id *identity.Identity, class uint32, names *nameClass, named *endpoint.Ports,
 ) int {
 	for ; i < len(p.steps) && p.steps[i].tier == t; i++ {
 		s := &p.steps[i]
@@ -83,7 +84,7 @@ func (c *compiler) tier(
 			continue
 		}
 		c.examined++
-		if s.selects(p, id, class) {
+		if s.selects(p, id, class, names) {
 			c.apply(s.code, named)
 		}
 	}
@@ -134,20 +135,27 @@ func (c *compiler) apply(r *code, named *endpoint.Ports) {
 }
 
 // selects tells whether the rule is about the peer.
-func (s *step) selects(p *Program, id *identity.Identity, class uint32) bool {
+func (s *step) selects(p *Program, id *identity.Identity, class uint32, names *nameClass) bool {
 	peers := s.rule.Peers
 	if peers == nil {
 		return true
 	}
 	block := 0
 	for i := range peers {
-		if peers[i].Kind == rule.Addresses {
+		switch peers[i].Kind {
+		case rule.Addresses:
 			if p.blocks.contains(class, s.blocks[block]) {
 				return true
 			}
 			block++
-		} else if peers[i].Matches(id) {
-			return true
+		case rule.Names:
+			if names.has(peers[i].Name) {
+				return true
+			}
+		default:
+			if peers[i].Matches(id) {
+				return true
+			}
 		}
 	}
 	return false

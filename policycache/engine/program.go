@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/binary"
 
+	"github.com/firstpacket/firstpacket/policycache/domain"
 	"github.com/firstpacket/firstpacket/policycache/rule"
 )
 
@@ -76,6 +77,8 @@ type Program struct {
 	enforced     bool // there are others
 	wouldIsolate *Decision
 	blocks       *blocks
+	// names are the domain names that its rules have for peers, sorted; nil for most Programs.
+	names []domain.Pattern
 	// named and nodes tell whether any rule depends on named ports, and on the labels of nodes.
 	named, nodes bool
 	// host is the Program for traffic with the pod's own node; nil if that is always allowed.
@@ -158,6 +161,8 @@ func (p *Program) add(c *code, tier rule.Tier, set *blockSet) {
 			next++
 		case rule.Nodes:
 			p.nodes = true
+		case rule.Names:
+			p.addName(peer.Name)
 		}
 	}
 	for i := range c.rule.Ports {

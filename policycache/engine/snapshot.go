@@ -26,6 +26,8 @@ type entry struct {
 	ep *endpoint.Endpoint
 	// ingress and egress are nil where no policy covers the direction, and for all that is not a subject.
 	ingress, egress *Program
+	// names are what the pod has learned; nil unless egress has names for peers and some were learned.
+	names *names
 	// subject: a pod whose policies are enforced here.
 	subject bool
 }
@@ -76,6 +78,8 @@ type Subject struct {
 	Ingress, Egress bool
 	// IngressAudit and EgressAudit: they do, and all of them are in audit mode.
 	IngressAudit, EgressAudit bool
+	// Names: rules have domain names for egress peers, so the pod's questions to DNS servers are to be followed.
+	Names bool
 }
 
 // Delta is what a Commit changed.
@@ -83,6 +87,9 @@ type Delta struct {
 	// Affected holds the addresses, local or not, for which some verdict can differ from the last snapshot, sorted.
 	// Verdicts between two addresses that are not listed are the same as before.
 	Affected []netip.Addr
+	// Named holds further addresses, of pods of this node: what differs for them is only what they have learned, or what
+	// has lapsed, under domain names. Verdicts on established flows are as before, or allow what was denied. Sorted.
+	Named []netip.Addr
 	// Subjects holds the addresses whose kernel-side state differs, as it is now, sorted by address.
 	Subjects []Subject
 	// Ranges tells that the pod CIDRs changed: unknown addresses in them may be held now, or no longer.
@@ -93,10 +100,11 @@ func (e *entry) toSubject(a netip.Addr) Subject {
 	return Subject{
 		Addr: a, Present: e.subject, Ingress: e.ingress != nil, Egress: e.egress != nil,
 		IngressAudit: e.ingress.onlyAudits(), EgressAudit: e.egress.onlyAudits(),
+		Names: e.egress != nil && e.egress.names != nil,
 	}
 }
 
-// sameVerdicts tells whether every flow of the address is judged alike under both entries. The owner's name may
+// sameVerdicts tells whether every flow of the address is judged alike under both entries, names aside. The owner's name may
 // differ: a pod that took over the address of one just like it.
 func (e *entry) sameVerdicts(o *entry) bool {
 	if (e.ep == nil) != (o.ep == nil) || e.subject != o.subject || e.ingress != o.ingress || e.egress != o.egress {

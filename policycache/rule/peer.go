@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/firstpacket/firstpacket/classify/identity"
+	"github.com/firstpacket/firstpacket/policycache/domain"
 )
 
 // PeerKind says what a Peer selects by.
@@ -18,6 +19,8 @@ const (
 	Addresses
 	// Nodes selects the addresses of nodes by the nodes' labels.
 	Nodes
+	// Names selects the addresses that the subject has learned under a domain name.
+	Names
 )
 
 // Peer selects who may be on the other side of a connection.
@@ -31,10 +34,12 @@ type Peer struct {
 	Labels Selector
 	// Block is set for Kind Addresses.
 	Block *Block
+	// Name is set for Kind Names.
+	Name domain.Pattern
 }
 
 // Matches tells whether a pod or node with this identity is selected. It is always false for Kind Addresses, which
-// asks for the address instead: see Block.Contains.
+// asks for the address instead, see Block.Contains, and for Kind Names, which asks for what the subject was told.
 func (p *Peer) Matches(id *identity.Identity) bool {
 	switch p.Kind {
 	case Pods:
@@ -54,6 +59,8 @@ func (p *Peer) String() string {
 		return "nodes " + p.Labels.String()
 	case Addresses:
 		return "addresses " + p.Block.String()
+	case Names:
+		return "names " + p.Name.String()
 	}
 	return fmt.Sprintf("peer(%d)", p.Kind)
 }
