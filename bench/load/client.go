@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/firstpacket/firstpacket/bench/lab/wire"
 )
 
 // patience is how long a connection or an answer is waited for. It is below the second after which a lost SYN is sent
@@ -37,7 +40,7 @@ type client struct {
 func run(job Job) Result {
 	job.Clients = max(job.Clients, 1)
 	work, ok := map[string]func(*client) error{
-		Connect: (*client).connects, Fire: (*client).fires, Request: (*client).requests, Stream: (*client).streams,
+		Connect: (*client).connects, Fire: (*client).fires, Flood: (*client).floods, Request: (*client).requests, Stream: (*client).streams,
 		Packets: (*client).packets, Flip: (*client).flips,
 	}[job.Kind]
 	if !ok {
@@ -176,6 +179,18 @@ func (c *client) fires() error {
 			return fmt.Errorf("connect to %s: %w", target, err)
 		}
 	}
+}
+
+func (c *client) floods() error {
+	ctx, cancel := context.WithDeadline(context.Background(), c.end)
+	defer cancel()
+	t := c.job.Tuples
+	f := wire.Flood{
+		Source: netip.PrefixFrom(t.Sources[0], t.Sources[0].BitLen()), Targets: t.Targets, Interface: "eth0", Rate: c.job.Rate,
+	}
+	var err error
+	c.result.Begun, err = f.Run(ctx)
+	return err
 }
 
 // connect opens one connection and resets it. The duration is that of connect(2) alone.

@@ -17,8 +17,11 @@ import (
 const (
 	// Connect opens TCP connections one after the other, on each client.
 	Connect = "connect"
-	// Fire sends SYNs without waiting for an answer.
+	// Fire opens connections without waiting for an answer.
 	Fire = "fire"
+	// Flood sends SYNs to ports at random, from the first of the sources to all targets: made beforehand and by the batch,
+	// so that there are more of them than connections could be opened.
+	Flood = "flood"
 	// Request sends UDP datagrams of new flows, Parallel at once on one socket, and waits for the answers.
 	Request = "request"
 	// Stream sends as much as goes through established TCP connections, one for each client.
