@@ -258,58 +258,73 @@ func (s *Suite) fire(c *contender) *entry {
 	return e
 }
 
-// fairness takes the latency of one pod's new tuples while another pod opens connections to ports at random.
+// fairness takes the latency of one pod's new tuples while another pod opens connections to ports at random; and the
+// same where static rules drop the flood, which tells what the sending of it costs the machine.
 func (s *Suite) fairness(ctx context.Context) error {
 	ours, err := s.keep(s.openAgent(ctx, agentName(1), world.World{Pods: crowd, StagePolicies: 1}))
 	if err != nil {
 		return err
 	}
-	alone, beside := s.paced(ours.as("alone")), s.paced(ours.as("beside a flood"))
-	flood := load.Job{
-		Kind: load.Flood, Rate: floodRate, Duration: beside.job.Duration + 100*time.Millisecond,
-		Tuples: load.Tuples{Sources: []netip.Addr{world.NoisyAddr()}, Targets: world.ServerAddrs()},
-	}
-	done := make(chan error, 1)
-	var rate float64
-	beside.before = func() error {
-		go func() {
-			r, err := ours.noise.Do(flood)
-			rate = r.Rate()
-			done <- err
-		}()
-		time.Sleep(50 * time.Millisecond)
-		return nil
-	}
-	for _, e := range []*entry{alone, beside} {
-		e.rate = func(r *load.Result) float64 { return float64(r.Latency.Quantile(0.99)) / float64(time.Microsecond) }
-		e.after = func(r *load.Result) error {
-			if e == beside {
-				if err := <-done; err != nil {
-					return err
-				}
-			}
-			if r.Accepted+r.TimedOut != r.Begun || r.Begun == 0 {
-				return fmt.Errorf("%w: of %d connections, %d were accepted", errUnbelievable, r.Begun, r.Accepted)
-			}
-			return nil
-		}
-	}
-	if err := s.compare(ctx, pick(s, 7, 3, 1), alone, beside); err != nil {
+	plain, err := s.openStaticFor(packet.ProtoTCP, cachedTuple())
+	if err != nil {
 		return err
 	}
-	r := against("fairness", "99th percentile of new tuples' connect time beside a pod that floods", "us", beside, alone)
-	r.Checked = fmt.Sprintf("The flood was %.0f SYNs/s to ports at random, none of which was let through.", rate)
+	var flooded float64
+	alone, beside := s.paced(s.uncached(ours.as("alone"), 1), nil),
+		s.paced(s.uncached(ours.as("beside a flood"), 1), &flooded)
+	ruled, besideRuled := s.paced(s.cached(plain.as("static rules, alone"), 1), nil),
+		s.paced(s.cached(plain.as("static rules, beside a flood"), 1), &flooded)
+	if err := s.compare(ctx, pick(s, 7, 3, 1), alone, beside, ruled, besideRuled); err != nil {
+		return err
+	}
+	r := against("fairness", "99th percentile of new tuples' connect time beside a pod that floods", "us", beside, alone,
+		ruled, besideRuled)
+	_, floor, _ := ratio(besideRuled, ruled)
+	r.Checked = fmt.Sprintf("The flood was %.0f SYNs/s to ports at random, none of which was let through. Where static "+
+		"rules drop it at once, it makes the 99th percentile %.2f times as long.", flooded, floor)
 	s.add(r, 2, true)
 	return nil
 }
 
-// floodRate is what the noisy pod tries, in SYNs a second.
-const floodRate = 50_000
+const (
+	// floodRate is what the noisy pod sends, in SYNs a second.
+	floodRate = 50_000
+	// floodLead is how long the flood has gone on when the first connection is opened.
+	floodLead = 200 * time.Millisecond
+)
 
-// paced makes few enough connections to take their latency, not the rate.
-func (s *Suite) paced(c *contender) *entry {
-	e := s.uncached(c, 1)
+// paced has an entry make few enough connections to take their latency, not the rate: beside a flood, whose rate it
+// leaves, unless that is nil.
+func (s *Suite) paced(e *entry, flooded *float64) *entry {
 	e.job.Rate = 2000
 	e.job.Duration = s.lasting(1000, 300)
+	e.rate = func(r *load.Result) float64 { return float64(r.Latency.Quantile(0.99)) / float64(time.Microsecond) }
+	done := make(chan error, 1)
+	if flooded != nil {
+		flood := load.Job{
+			Kind: load.Flood, Rate: floodRate, Duration: e.job.Duration + floodLead + 100*time.Millisecond,
+			Tuples: load.Tuples{Sources: []netip.Addr{world.NoisyAddr()}, Targets: world.ServerAddrs()},
+		}
+		e.before = func() error {
+			go func() {
+				r, err := e.noise.Do(flood)
+				*flooded = r.Rate()
+				done <- err
+			}()
+			time.Sleep(floodLead)
+			return nil
+		}
+	}
+	e.after = func(r *load.Result) error {
+		if flooded != nil {
+			if err := <-done; err != nil {
+				return err
+			}
+		}
+		if r.Accepted+r.TimedOut != r.Begun || r.Begun == 0 {
+			return fmt.Errorf("%w: of %d connections, %d were accepted", errUnbelievable, r.Begun, r.Accepted)
+		}
+		return nil
+	}
 	return e
 }

@@ -42,6 +42,7 @@ type agent struct {
 	judges     []*judge
 	queues     atomic.Pointer[[]*queue.Queue] // nil until they are open
 	settler    *settler
+	limiter    *limiter
 	controller *controller
 	source     *feed                        // set before changes
 	changes    atomic.Pointer[source.Queue] // nil until the source is open
@@ -206,6 +207,7 @@ func (a *agent) build() error {
 		return err
 	}
 	a.publisher = &publisher{}
+	a.limiter = newLimiter()
 	clock := newClock()
 	for i := range threads {
 		user := &viewUser{}
@@ -214,6 +216,7 @@ func (a *agent) build() error {
 			publisher: a.publisher, user: user, marks: a.marks,
 			evaluator: engine.NewEvaluator(pairCache), learned: a.learned.rings[i],
 			denied: a.flowLog.Ring(i), audit: a.cfg.Audit, counts: &metrics.Verdicts{}, clock: clock,
+			fair: fairness{noisy: a.limiter.ring()},
 		})
 	}
 	a.settler = &settler{
@@ -222,7 +225,7 @@ func (a *agent) build() error {
 	}
 	a.controller = &controller{
 		log: a.cfg.Log, marks: a.marks, publisher: a.publisher,
-		state: state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
+		state:   state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
 		wake: a.wakeQueues,
 	}
@@ -300,6 +303,7 @@ func (a *agent) follower(ctx context.Context, changes *source.Queue) error {
 	group.Go(func() error { return a.settler.run(ctx) })
 	group.Go(func() error { return a.controller.run(ctx, changes) })
 	group.Go(func() error { return a.guard(ctx) })
+	group.Go(func() error { return a.limiter.run(ctx, a.controller.rules, a.cfg.Log) })
 	if a.cfg.RemoveTaint != "" {
 		group.Go(func() error { return a.removeTaint(ctx) })
 	}

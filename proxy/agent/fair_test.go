@@ -16,7 +16,7 @@ func batchOf(f *fairness, s *engine.Snapshot, now time.Duration, packets int, so
 	for range packets {
 		for _, src := range sources {
 			flow := packet.Flow{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(src)}
-			if f.admits(s, &flow, int64(now)) {
+			if f.admits(s, &flow, 1, int64(now)) {
 				admitted[src]++
 			}
 		}
@@ -63,7 +63,7 @@ func TestFairnessAllocatesNothing(t *testing.T) {
 	s, _ := engine.NewModel(engine.Config{}).Commit()
 	f := &fairness{}
 	flow := packet.Flow{Src: netip.MustParseAddr("fd00::1"), Dst: netip.MustParseAddr("fd00::2")}
-	if n := testing.AllocsPerRun(10_000, func() { f.admits(s, &flow, int64(time.Hour)) }); n != 0 {
+	if n := testing.AllocsPerRun(10_000, func() { f.admits(s, &flow, 1, int64(time.Hour)) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -71,7 +71,7 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 		return queue.Verdict{Kind: queue.Repeat, Mark: j.marks.With(p.Mark, 0)}
 	}
 	j.flow.Decode(p.Payload)
-	if !p.Held && !j.fair.admits(j.view.snapshot, &j.flow, p.Received) {
+	if !p.Held && !j.fair.admits(j.view.snapshot, &j.flow, p.In, p.Received) {
 		if j.audit {
 			return queue.Verdict{Kind: queue.Accept}
 		}

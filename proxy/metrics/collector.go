@@ -87,7 +87,8 @@ var metrics = []struct {
 
 	{
 		"kernel_packets_total", "Packets by what the table did: queued (asked userspace), admitted and cached (new flows), " +
-			"refused, invalid.", []string{"outcome"},
+			"refused, invalid, shed (dropped unasked, of a source that asks more than its share), unlearnt (verdicts that the " +
+			"cache had no room for).", []string{"outcome"},
 	},
 	{"cached_tuples", "Tuples that the kernel admits without asking.", nil},
 	{"cached_tuples_limit", "Tuples of one address family that the kernel has room for.", nil},
@@ -262,6 +263,8 @@ func (c *collector) kernel(counter func(string, uint64, ...string)) {
 	counter("kernel_packets_total", n.Cached, "cached")
 	counter("kernel_packets_total", n.Refused, "refused")
 	counter("kernel_packets_total", n.Invalid, "invalid")
+	counter("kernel_packets_total", n.Shed, "shed")
+	counter("kernel_packets_total", n.Unlearnt, "unlearnt")
 }
 
 func (c *collector) state(gauge func(string, float64, ...string), counter func(string, uint64, ...string)) {

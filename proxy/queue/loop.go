@@ -74,7 +74,7 @@ func (q *Queue) serveMessage(m *message, now int64) error {
 	case messagePacket:
 		q.tally.packets++
 		p := &q.packet
-		*p = Packet{ID: m.id, Hook: m.hook, Mark: m.mark, Payload: m.payload, Received: now}
+		*p = Packet{ID: m.id, Hook: m.hook, Mark: m.mark, In: m.in, Payload: m.payload, Received: now}
 		v := q.handler.Handle(p)
 		if v.Kind == Hold {
 			if q.held.add(p, now+int64(q.cfg.HoldTime)) {

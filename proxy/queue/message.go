@@ -14,6 +14,7 @@ const (
 	attrPacketHdr  = 1  // NFQA_PACKET_HDR: struct nfqnl_msg_packet_hdr
 	attrVerdictHdr = 2  // NFQA_VERDICT_HDR: struct nfqnl_msg_verdict_hdr
 	attrMark       = 3  // NFQA_MARK: __be32, left out when 0
+	attrInDev      = 5  // NFQA_IFINDEX_INDEV: __be32, left out where there is none
 	attrPayload    = 10 // NFQA_PAYLOAD
 
 	nlHeaderLen   = unix.SizeofNlMsghdr
@@ -52,9 +53,10 @@ const (
 // message is one netlink message of the queue's socket. Its payload is part of the bytes it was parsed from.
 type message struct {
 	kind messageKind
-	// id, hook, mark and payload are those of a packet. Of a broken message, hasID tells whether id is known.
+	// id, hook, mark, in and payload are those of a packet. Of a broken message, hasID tells whether id is known.
 	id      uint32
 	mark    uint32
+	in      uint32
 	payload []byte
 	hook    uint8
 	hasID   bool
@@ -118,6 +120,11 @@ func (m *message) parsePacket(b []byte, number uint16) {
 				return
 			}
 			m.mark = binary.BigEndian.Uint32(value)
+		case attrInDev:
+			if len(value) < 4 {
+				return
+			}
+			m.in = binary.BigEndian.Uint32(value)
 		case attrPayload:
 			m.payload, hasPayload = value, true
 		}

@@ -65,13 +65,13 @@ type messageCase struct {
 
 func messageCases(t testing.TB) []messageCase {
 	mark := netlink.Attribute{Type: attrMark, Data: be32(0x21000000)}
-	device := netlink.Attribute{Type: 5, Data: be32(2)}   // NFQA_IFINDEX_INDEV
+	device := netlink.Attribute{Type: attrInDev, Data: be32(2)}
 	capLen := netlink.Attribute{Type: 13, Data: be32(99)} // NFQA_CAP_LEN
 	payload := netlink.Attribute{Type: attrPayload, Data: []byte("payload")}
 	full := func() []byte {
 		return packetMessage(t, testNumber, header(7, 2), device, mark, capLen, payload)
 	}
-	packet := message{kind: messagePacket, id: 7, hook: 2, hasID: true, mark: 0x21000000, payload: payload.Data}
+	packet := message{kind: messagePacket, id: 7, hook: 2, hasID: true, mark: 0x21000000, in: 2, payload: payload.Data}
 	broken := message{kind: messageBroken}
 	known := message{kind: messageBroken, id: 7, hook: 2, hasID: true}
 	one := func(name string, b []byte, want message) messageCase { return messageCase{name, b, []message{want}} }
@@ -84,14 +84,18 @@ func messageCases(t testing.TB) []messageCase {
 		{"two-packets", append(full(), full()...), []message{packet, packet}},
 		{"packet-and-rest", append(full(), 1, 2, 3), []message{packet, broken}},
 		{"unknown-attributes", packetMessage(t, testNumber, header(7, 2), netlink.Attribute{Type: 999, Data: []byte{1}},
-			mark, payload), []message{packet}},
-		one("packet-cut", longer(full()), message{kind: messageBroken, id: 7, hook: 2, hasID: true, mark: 0x21000000}),
+			device, mark, payload), []message{packet}},
+		one("packet-cut", longer(full()), message{
+			kind: messageBroken, id: 7, hook: 2, hasID: true, mark: 0x21000000, in: 2,
+		}),
 		one("other-queue", packetMessage(t, testNumber+1, header(7, 2), payload), broken),
 		one("no-payload", packetMessage(t, testNumber, header(7, 2)), known),
 		one("no-header", packetMessage(t, testNumber, payload), message{kind: messageBroken, payload: payload.Data}),
 		one("header-short", packetMessage(t, testNumber, netlink.Attribute{Type: attrPacketHdr, Data: be32(7)}, payload),
 			broken),
 		one("mark-short", packetMessage(t, testNumber, header(7, 2), netlink.Attribute{Type: attrMark, Data: []byte{1}},
+			payload), known),
+		one("device-short", packetMessage(t, testNumber, header(7, 2), netlink.Attribute{Type: attrInDev, Data: []byte{1}},
 			payload), known),
 		one("attribute-too-long", rawMessage(t, msgPacket, []byte{0, 0, 2, 1, 9, 0, 1, 0}), broken),
 		one("attribute-too-short", rawMessage(t, msgPacket, []byte{0, 0, 2, 1, 3, 0, 1, 0}), broken),

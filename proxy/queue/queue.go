@@ -54,6 +54,8 @@ type Packet struct {
 	Hook uint8
 	// Mark is the packet mark (skb->mark).
 	Mark uint32
+	// In is the index of the interface that it came in by; 0 for the host's own packets.
+	In uint32
 	// Payload starts at the IP header and has at most the configured number of bytes; the packet may be longer.
 	Payload []byte
 	// Held: the packet was held, and this is not the first time it is handled.

@@ -332,7 +332,7 @@ func TestTransactionPrints(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := &Ruleset{cfg: cfg, layout: newLayout(cfg, Features{NativeQueue: true})}
+			r := &Ruleset{cfg: cfg, layout: newLayout(cfg, Features{NativeQueue: true, Limit: true})}
 			tx := &tx{l: r.layout}
 			tx.addTable()
 			if err := r.install(tx, &kernelTable{}, r.elements(isolated(true, false))); err != nil {
@@ -400,7 +400,7 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := f.String(); s != "queue=native" && s != "queue=xt" {
+	if s := f.String(); s != "queue=native limit=yes" && s != "queue=xt limit=yes" {
 		t.Errorf("features %q", s)
 	}
 	c, err := conn(int(ns.Handle()))

@@ -57,6 +57,8 @@ const (
 	kindPods         = "pods"
 	kindAllowed      = "allowed"
 	kindDenied       = "denied"
+	kindNoisy        = "noisy"
+	kindShares       = "shares"
 )
 
 // elements is the content of sets by name, each sorted by key and without doubles.
@@ -188,6 +190,12 @@ func tupleOf(f *family, key []byte) (Tuple, bool) {
 	dst, _ := netip.AddrFromSlice(key[n : 2*n])
 	rest := key[2*n:]
 	return Tuple{Src: src, Dst: dst, Proto: rest[0], DstPort: uint16(rest[4])<<8 | uint16(rest[5])}, true
+}
+
+// sourceKey returns the set key of a source.
+func sourceKey(s Source) ([]byte, *family) {
+	addr := s.Addr.WithZone("")
+	return append(host(s.In), addr.AsSlice()...), familyOf(addr)
 }
 
 func hasPorts(proto uint8) bool { return slices.Contains(protosWithPorts[:], proto) }

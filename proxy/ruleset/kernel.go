@@ -212,6 +212,10 @@ type Counters struct {
 	// Refused were denied, by userspace, by the cache or as packets of a revoked flow. Invalid had no place in their
 	// connection.
 	Refused, Invalid uint64
+	// Shed were dropped unasked because their source is noisy; see Limit.
+	Shed uint64
+	// Unlearnt are verdicts that the cache had no room for.
+	Unlearnt uint64
 }
 
 // Counters reads the packet counters. Its error is ErrNotInstalled when there is no table.
@@ -227,6 +231,7 @@ func (r *Ruleset) Counters() (Counters, error) {
 	to := map[string]*uint64{
 		counterQueued: &counters.Queued, counterAdmitted: &counters.Admitted, counterCached: &counters.Cached,
 		counterRefused: &counters.Refused, counterInvalid: &counters.Invalid,
+		counterShed: &counters.Shed, counterUnlearnt: &counters.Unlearnt,
 	}
 	for _, o := range k.objects {
 		if named, ok := o.(*nftables.NamedObj); ok && to[named.Name] != nil {

@@ -126,6 +126,9 @@ func TestFullCacheDoesNotStopTheAccept(t *testing.T) {
 	if len(allowed) != 4 {
 		t.Errorf("%d tuples in two sets of size 2", len(allowed))
 	}
+	if n, err := r.Counters(); err != nil || n.Unlearnt != 20 {
+		t.Errorf("%d verdicts counted that the cache had no room for, want 20; %v", n.Unlearnt, err)
+	}
 	// What is not in a full set can still be forgotten, together with what is; and learning is not an error.
 	absent := Tuple{clientAddrs[0], podAddrs[0], unix.IPPROTO_TCP, 999}
 	present := allowed[1]
@@ -135,6 +138,48 @@ func TestFullCacheDoesNotStopTheAccept(t *testing.T) {
 	b.must(err)
 	if want := slices.Concat(allowed[:1], allowed[2:]); !slices.Equal(after, want) {
 		t.Errorf("allowed %v, want %v", after, want)
+	}
+}
+
+// TestNoisySource: the kernel asks about a few packets of a noisy source and drops the rest, and treats others as ever.
+func TestNoisySource(t *testing.T) {
+	b := newBed(t)
+	r := b.install(isolated(true, false))
+	b.judge(allow)
+	var in *net.Interface
+	b.must(b.node.Run(func() (err error) { in, err = net.InterfaceByName("cl0"); return err }))
+	b.must(r.Limit(nil))
+	b.must(r.Limit([]Source{{uint32(in.Index), clientAddrs[0]}, {uint32(in.Index), clientAddrs[1]},
+		{uint32(in.Index) + 1000, podAddrs[0]}}))
+	for i := range podAddrs {
+		const n = 20 * noisyBurst
+		before, err := r.Counters()
+		b.must(err)
+		b.client.Do(func() {
+			c, err := net.ListenPacket("udp", netip.AddrPortFrom(clientAddrs[i], 0).String())
+			b.must(err)
+			defer c.Close()
+			for port := range n {
+				_, _ = c.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(podAddrs[i], uint16(1000+port))))
+			}
+		})
+		after, err := r.Counters()
+		b.must(err)
+		asked, shed := after.Queued-before.Queued, after.Shed-before.Shed
+		if asked+shed != n || asked < noisyBurst || shed == 0 {
+			t.Errorf("of %d packets to %v, %d were asked about and %d dropped", n, podAddrs[i], asked, shed)
+		}
+		b.node.Do(func() { // from the node, by no interface
+			c, err := net.Dial("udp", netip.AddrPortFrom(podAddrs[i], 80).String())
+			b.must(err)
+			defer c.Close()
+			b.must(talk(c, long))
+		})
+	}
+	drift, err := r.Check(isolated(true, false))
+	b.must(err)
+	if len(drift) > 0 {
+		t.Errorf("the table is not as it should be: %v", drift)
 	}
 }
 

@@ -13,14 +13,20 @@ type Features struct {
 	// NativeQueue is true where nftables has its own queue expression (CONFIG_NFT_QUEUE). Otherwise the xtables target
 	// NFQUEUE does the same.
 	NativeQueue bool
+	// Limit is true where nftables can limit rates (CONFIG_NFT_LIMIT). Otherwise Ruleset.Limit does nothing.
+	Limit bool
 }
 
-// String prints the features as "queue=native" or "queue=xt".
+// String prints the features as "queue=native limit=yes" or "queue=xt limit=no".
 func (f Features) String() string {
+	text := "queue=xt"
 	if f.NativeQueue {
-		return "queue=native"
+		text = "queue=native"
 	}
-	return "queue=xt"
+	if f.Limit {
+		return text + " limit=yes"
+	}
+	return text + " limit=no"
 }
 
 // Probe finds out what the kernel offers, in the network namespace of that file descriptor (0: of the calling thread).
@@ -37,9 +43,12 @@ func Probe(netns int) (Features, error) {
 		}
 		return Features{}, explain(err)
 	}
-	native, err := accepts(netns, queueNative(0, 1, false))
-	if err != nil || native {
-		return Features{NativeQueue: native}, err
+	var f Features
+	if f.Limit, err = accepts(netns, limitOver(noisyRate, noisyBurst)); err != nil {
+		return Features{}, err
+	}
+	if f.NativeQueue, err = accepts(netns, queueNative(0, 1, false)); err != nil || f.NativeQueue {
+		return f, err
 	}
 	xt, err := accepts(netns, queueXt(0, 1, false))
 	if err != nil {
@@ -48,7 +57,7 @@ func Probe(netns int) (Features, error) {
 	if !xt {
 		return Features{}, ErrNoQueue
 	}
-	return Features{}, nil
+	return f, nil
 }
 
 // accepts tells whether the kernel takes a rule of that one statement.

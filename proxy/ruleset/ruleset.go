@@ -140,6 +140,14 @@ func (t Tuple) String() string {
 	return fmt.Sprintf("%s %v > %v", protoName(t.Proto), t.Src, netip.AddrPortFrom(t.Dst, t.DstPort))
 }
 
+// Source is who sends packets: an address behind an interface, so that nobody is held to account for packets with a
+// forged source that come from elsewhere.
+type Source struct {
+	// In is the index of the interface that the packets come in by.
+	In   uint32
+	Addr netip.Addr
+}
+
 // State is all that the table's sets should hold.
 type State struct {
 	// Generation is the number that verdicts must carry to be committed. It grows from state to state.

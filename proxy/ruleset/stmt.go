@@ -244,6 +244,28 @@ func learn(set string, fields ...field) stmt {
 		append(exprs, &expr.Dynset{SrcRegKey: reg(0), SetName: set, Operation: unix.NFT_DYNSET_OP_ADD})}
 }
 
+// over matches when more packets a second carry the fields' values than the rate, beyond a burst at once. The set keeps
+// count of each value, so it ends the rule, as if there were no limit, when the set is full.
+func over(set string, rate uint64, burst uint32, fields ...field) stmt {
+	text, exprs := concat(fields)
+	limit := limitOver(rate, burst)
+	return stmt{fmt.Sprintf("update @%s { %s %s }", set, text, limit.text),
+		append(exprs, &expr.Dynset{SrcRegKey: reg(0), SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE,
+			Exprs: limit.exprs})}
+}
+
+func limitOver(rate uint64, burst uint32) stmt {
+	return stmt{fmt.Sprintf("limit rate over %d/second burst %d packets", rate, burst), []expr.Any{&expr.Limit{
+		Type: expr.LimitTypePkts, Rate: rate, Over: true, Unit: expr.LimitTimeSecond, Burst: burst}}}
+}
+
+// renew begins the time of the element anew that has the fields' values.
+func renew(set string, fields ...field) stmt {
+	text, exprs := concat(fields)
+	return stmt{fmt.Sprintf("update @%s { %s }", set, text),
+		append(exprs, &expr.Dynset{SrcRegKey: reg(0), SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE})}
+}
+
 // count adds the packet to a named counter.
 func count(name string) stmt {
 	return stmt{fmt.Sprintf("counter name %q", name),

@@ -36,6 +36,8 @@ const (
 	counterRefused  = "refused"
 	counterInvalid  = "invalid"
 	counterQueued   = "queued"
+	counterShed     = "shed"
+	counterUnlearnt = "unlearnt"
 )
 
 // loIndex is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
@@ -59,11 +61,12 @@ type chain struct {
 
 func newLayout(cfg Config, features Features) *layout {
 	l := &layout{
-		table:     &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
-		counters:  []string{counterAdmitted, counterCached, counterInvalid, counterQueued, counterRefused},
+		table: &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
+		counters: []string{counterAdmitted, counterCached, counterInvalid, counterQueued, counterRefused, counterShed,
+			counterUnlearnt},
 		constants: elements{},
 	}
-	l.addSets(cfg)
+	l.addSets(cfg, features)
 	l.addBaseChains(cfg)
 	l.addDivert()
 	for _, f := range families {
@@ -77,7 +80,7 @@ func newLayout(cfg Config, features Features) *layout {
 	return l
 }
 
-func (l *layout) addSets(cfg Config) {
+func (l *layout) addSets(cfg Config, features Features) {
 	add := func(s nftables.Set, comment string) {
 		s.Table, s.Comment = l.table, comment
 		l.sets = append(l.sets, &s)
@@ -109,6 +112,14 @@ func (l *layout) addSets(cfg Config) {
 			"tuples that need no question")
 		add(nftables.Set{Name: f.set(kindDenied), KeyType: tuple, Dynamic: true, Size: cfg.DeniedSize,
 			HasTimeout: true, Timeout: cfg.DeniedTimeout}, "tuples refused a moment ago")
+		if !features.Limit {
+			continue
+		}
+		source := nftables.MustConcatSetType(nftables.TypeIFIndex, f.addrType)
+		add(nftables.Set{Name: f.set(kindNoisy), KeyType: source, Dynamic: true, Size: noisySources,
+			HasTimeout: true, Timeout: noisyTime}, "who asks more than its share")
+		add(nftables.Set{Name: f.set(kindShares), KeyType: source, Dynamic: true, Size: noisySources,
+			HasTimeout: true, Timeout: noisyTime}, "how much they ask")
 	}
 }
 
@@ -257,8 +268,8 @@ func (l *layout) addAdmit(cfg Config) {
 				[]byte{tcpSYN | tcpACK}, expr.CmpOpNeq, []byte{tcpSYN}), commit).note("opens no connection"),
 			do(notIn(setWithPorts, l4proto), commit),
 			f.do(f.fragment(), commit),
-			f.do(learn(f.set(kindAllowed), f.tuple()...)),
-			do(commit),
+			f.do(learn(f.set(kindAllowed), f.tuple()...), commit),
+			do(count(counterUnlearnt), commit).note("the cache is full"),
 		)
 	}
 	l.addChain(chainCommit,
@@ -289,8 +300,8 @@ func (l *layout) addRefuse(cfg Config) {
 		l.addChain(f.set(chainDeny),
 			do(notIn(setWithPorts, l4proto), refuse),
 			f.do(f.fragment(), refuse),
-			f.do(learn(f.set(kindDenied), f.tuple()...)),
-			do(refuse),
+			f.do(learn(f.set(kindDenied), f.tuple()...), refuse),
+			do(count(counterUnlearnt), refuse).note("the cache is full"),
 		)
 	}
 	rules := []rule{do(count(counterRefused))}
@@ -309,16 +320,39 @@ func (l *layout) addRefuse(cfg Config) {
 	l.addChain(chainRefuse, rules...)
 }
 
+// A source that asked more than its share while userspace was crowded is noisy: the kernel lets through some of its
+// questions and drops the rest, until it has kept within that for noisyTime.
+const (
+	noisyRate    = 1000 // questions a second
+	noisyBurst   = 128
+	noisyTime    = 2 * time.Second
+	noisySources = 4096
+)
+
 // addQueue asks userspace. This chain is the one place through which packets leave the kernel.
 func (l *layout) addQueue(cfg Config, features Features) {
 	ask := queueXt
 	if features.NativeQueue {
 		ask = queueNative
 	}
-	l.addChain(chainQueue,
+	var rules []rule
+	end := drop
+	if cfg.Audit { // refuses nothing
+		end = accept
+	}
+	for _, f := range families {
+		if !features.Limit {
+			break
+		}
+		// Locally made packets came in by no interface, which ends the rule.
+		noisy, source := f.set(kindNoisy), []field{iif, f.source()}
+		rules = append(rules, f.do(in(noisy, source...), over(f.set(kindShares), noisyRate, noisyBurst, source...),
+			count(counterShed), renew(noisy, source...), end).note("more than its share"))
+	}
+	l.addChain(chainQueue, append(rules,
 		do(count(counterQueued)),
 		do(ask(cfg.QueueFirst, cfg.QueueCount, cfg.FailOpen)),
-	)
+	)...)
 }
 
 // verdictElements are the two packet marks that rule 3 acts on under the generation. The comment keeps the whole

@@ -35,6 +35,25 @@ func (r *Ruleset) Flush() error {
 	return r.carryOut(r.plan(Update{FlushAllowed: true, FlushDenied: true}))
 }
 
+// Limit has the kernel ask no more than some questions a second about packets of these sources, and drop the rest, until
+// they have kept within that for two seconds. It does nothing where the kernel cannot limit rates (Features.Limit).
+// What is in the verdict cache or established is no question.
+func (r *Ruleset) Limit(sources []Source) error {
+	if !r.features.Limit || len(sources) == 0 {
+		return nil
+	}
+	p := plan{in: elements{}}
+	for _, s := range sources {
+		key, f := sourceKey(s)
+		p.in.add(f.set(kindNoisy), key)
+	}
+	p.in.normalize()
+	if err := r.commit(func() (*tx, error) { return p.build(r), nil }); err != nil {
+		return fmt.Errorf("limit sources: %w", err)
+	}
+	return nil
+}
+
 func (r *Ruleset) carryOut(plan plan) error {
 	err := r.commit(func() (*tx, error) { return plan.build(r), nil })
 	if errors.Is(err, unix.ENFILE) {

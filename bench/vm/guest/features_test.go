@@ -20,8 +20,8 @@ func TestAgentTellsWhatItUses(t *testing.T) {
 				features = said.Features
 			}
 		}
-		if features != "queue=native" {
-			t.Errorf("the agent of %s uses %q, want queue=native", node, features)
+		if features != "queue=native limit=yes" {
+			t.Errorf("the agent of %s uses %q, want queue=native limit=yes", node, features)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func prepare() (*os.File, error) {
 var (
 	nodeModules = []string{
 		"nf_conntrack", "br_netfilter", "veth", "nf_tables", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq",
-		"nft_objref", "nft_fib_inet", "nft_reject_inet", "nft_queue", "nft_compat", "nfnetlink_queue",
+		"nft_objref", "nft_limit", "nft_fib_inet", "nft_reject_inet", "nft_queue", "nft_compat", "nfnetlink_queue",
 		"nf_conntrack_netlink",
 	}
 	nodeSysctls = map[string]string{"net/netfilter/nf_conntrack_max": "131072"}
