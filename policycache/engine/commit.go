@@ -127,8 +127,8 @@ func (m *Model) write(s *Snapshot) *Delta {
 
 // entry is what the table holds for an address of this owner.
 func (m *Model) entry(ep *endpoint.Endpoint) entry {
-	e := entry{ep: ep, subject: m.isSubject(ep)}
-	if e.subject {
+	e := entry{ep: ep}
+	if m.isSubject(ep) {
 		g := m.groups[ep.Identity]
 		e.ingress, e.egress = g.ingress, g.egress
 		e.names = m.namesOf(ep, g.egress)

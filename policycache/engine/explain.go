@@ -163,7 +163,7 @@ func (q *question) named(dst *endpoint.Endpoint) {
 
 // judge walks the policies of one direction, and once more with those in audit mode if there are any.
 func (q *question) judge(side *entry, p *Program, d Direction, peer *entry, addr netip.Addr) *Judgement {
-	if !side.subject {
+	if !side.subject() {
 		return nil
 	}
 	j := &Judgement{Direction: d, OwnNode: q.host}

@@ -93,7 +93,7 @@ func (e *Evaluator) decide(
 	p *Program, side *entry, host bool, peer *entry, addr netip.Addr, dst *endpoint.Endpoint, l lane, port uint16,
 ) *Decision {
 	if p == nil {
-		if side.subject {
+		if side.subject() {
 			return notIsolated
 		}
 		return nil
@@ -110,11 +110,8 @@ func (e *Evaluator) decide(
 	if p.blocks != nil {
 		k.class = p.blocks.classOf(addr)
 	}
-	var names *nameClass
-	if p.names != nil && side.names != nil && peer.ep == nil {
-		if names = side.names.class(addr, e.lapsed); names != nil {
-			k.class |= uint64(names.number) << 32
-		}
+	if p.names != nil && peer.ep == nil {
+		k.class |= side.names.class(addr, e.lapsed).upper()
 	}
 	if p.named && dst != nil {
 		k.ports = dst.Ports
@@ -124,6 +121,10 @@ func (e *Evaluator) decide(
 		e.stats.Hits++
 	} else {
 		e.stats.Misses++
+		var names *nameClass
+		if k.class>>32 != 0 {
+			names = side.names.class(addr, e.lapsed)
+		}
 		found = e.compiler.compile(p, k.peer, uint32(k.class), names, k.ports)
 		e.pairs.Add(k, found)
 	}

@@ -19,6 +19,9 @@ type names struct {
 	table *bart.Table[told]
 }
 
+// noNames are those of a pod that has learned none, or is not asked for any.
+var noNames = &names{table: new(bart.Table[told])}
+
 // told is what is known of an address. Classes are nil where no pattern matches.
 type told struct {
 	// live is the class of the names that hold, ever that of all, the lapsed ones included.
@@ -41,6 +44,14 @@ func comparePatterns(a, b domain.Pattern) int { return strings.Compare(a.String(
 // has tells whether the pattern matches an address of the class; a nil class has none.
 func (c *nameClass) has(p domain.Pattern) bool { return c != nil && slices.Contains(c.patterns, p) }
 
+// upper is the class's part of pairKey.class; 0 for none.
+func (c *nameClass) upper() uint64 {
+	if c == nil {
+		return 0
+	}
+	return uint64(c.number) << 32
+}
+
 // class looks an address up. It allocates nothing.
 func (n *names) class(a netip.Addr, lapsed bool) *nameClass {
 	t, _ := n.table.Lookup(a)
@@ -55,7 +66,7 @@ func (n *names) explain(p *rule.Peer, peer *entry, addr netip.Addr) (bool, strin
 	if peer.ep != nil {
 		return false, p.String() + " (which no pods and nodes have)"
 	}
-	if n == nil {
+	if n == noNames {
 		return false, p.String() + " (the pod has learned none)"
 	}
 	t, _ := n.table.Lookup(addr)
@@ -155,11 +166,11 @@ func (m *Model) renewAll() {
 func (m *Model) namesOf(ep *endpoint.Endpoint, egress *Program) *names {
 	p := m.pages[keyOfPod(ep)]
 	if p == nil {
-		return nil
+		return noNames
 	}
 	if egress == nil || egress.names == nil {
 		p.program, p.names, p.changed = nil, nil, nil
-		return nil
+		return noNames
 	}
 	table := new(bart.Table[told])
 	changed := p.changed
@@ -268,7 +279,7 @@ func (s *Snapshot) Learned(pod netip.Addr, a *domain.Answer) bool {
 			if _, owned := s.table.Lookup(addr); owned || s.cluster.Contains(addr) {
 				continue
 			}
-			if e.names == nil || !e.names.class(addr, false).has(p) {
+			if !e.names.class(addr, false).has(p) {
 				return false
 			}
 		}

@@ -40,10 +40,10 @@ func (c *situation) open(s *Snapshot, f *packet.Flow, hook Hook, held bool) (v V
 // packet that came in from elsewhere: only what the node itself sends is trusted to be from it. Packets that arrive at
 // the Input hook are for the node, whichever of its addresses they carry.
 func (c *situation) ownNode(s *Snapshot, f *packet.Flow, hook Hook) bool {
-	if c.src.subject && !c.dst.isPod() {
+	if c.src.subject() && !c.dst.isPod() {
 		return hook == Input || c.dst.isNode() && c.dst.ep.Node == c.src.ep.Node
 	}
-	if c.dst.subject && hook == Output && !c.src.isPod() {
+	if c.dst.subject() && hook == Output && !c.src.isPod() {
 		// The node's address inside its own pod CIDR, a bridge's for instance, is in no object of the API.
 		return c.src.isNode() && c.src.ep.Node == c.dst.ep.Node || c.src.ep == nil && s.local.Contains(f.Src)
 	}

@@ -26,10 +26,9 @@ type entry struct {
 	ep *endpoint.Endpoint
 	// ingress and egress are nil where no policy covers the direction, and for all that is not a subject.
 	ingress, egress *Program
-	// names are what the pod has learned; nil unless egress has names for peers and some were learned.
+	// names are what the pod has learned that egress asks for. Only subjects, pods whose policies are enforced here, have
+	// any; it is noNames for most of them.
 	names *names
-	// subject: a pod whose policies are enforced here.
-	subject bool
 }
 
 // Generation grows with every change that can alter a verdict.
@@ -62,7 +61,7 @@ func (s *Snapshot) Subject(a netip.Addr) Subject {
 func (s *Snapshot) Subjects() iter.Seq[Subject] {
 	return func(yield func(Subject) bool) {
 		for p, e := range s.table.All() {
-			if e.subject && !yield(e.toSubject(p.Addr())) {
+			if e.subject() && !yield(e.toSubject(p.Addr())) {
 				return
 			}
 		}
@@ -98,7 +97,7 @@ type Delta struct {
 
 func (e *entry) toSubject(a netip.Addr) Subject {
 	return Subject{
-		Addr: a, Present: e.subject, Ingress: e.ingress != nil, Egress: e.egress != nil,
+		Addr: a, Present: e.subject(), Ingress: e.ingress != nil, Egress: e.egress != nil,
 		IngressAudit: e.ingress.onlyAudits(), EgressAudit: e.egress.onlyAudits(),
 		Names: e.egress != nil && e.egress.names != nil,
 	}
@@ -107,7 +106,7 @@ func (e *entry) toSubject(a netip.Addr) Subject {
 // sameVerdicts tells whether every flow of the address is judged alike under both entries, names aside. The owner's name may
 // differ: a pod that took over the address of one just like it.
 func (e *entry) sameVerdicts(o *entry) bool {
-	if (e.ep == nil) != (o.ep == nil) || e.subject != o.subject || e.ingress != o.ingress || e.egress != o.egress {
+	if (e.ep == nil) != (o.ep == nil) || e.subject() != o.subject() || e.ingress != o.ingress || e.egress != o.egress {
 		return false
 	}
 	return e.ep == o.ep || e.ep.Identity == o.ep.Identity && e.ep.Ports == o.ep.Ports && e.ep.Node == o.ep.Node
@@ -118,6 +117,9 @@ func (e *entry) sameVerdicts(o *entry) bool {
 func (s *Snapshot) judges(p *Program) bool { return p != nil && (p.enforced || s.audit) }
 
 func (p *Program) onlyAudits() bool { return p != nil && !p.enforced }
+
+// subject tells a pod whose policies are enforced here.
+func (e *entry) subject() bool { return e.names != nil }
 
 // isPod and isNode tell what owns the address; neither holds for external ones.
 func (e *entry) isPod() bool  { return e.ep != nil && e.ep.Kind == identity.Pod }
