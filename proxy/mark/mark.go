@@ -6,6 +6,7 @@
 //	packet mark:     1 d g…g   a verdict of the agent; d = 1 denies; g…g = generation modulo 2^(width-2)
 //	conntrack mark:  0 0…01    ADMITTED: the flow's packets pass without further question
 //	                 0 0…10    REVOKED: the flow's packets are refused, in both directions
+//	                 0 0…11    FOLLOWED: they pass, and each is shown to the agent before
 //
 // The top bit tells the two apart, so a conntrack mark that other software copies into the packet mark
 // (`meta mark set ct mark`, CONNMARK --restore-mark) is never taken for a verdict.
@@ -68,6 +69,9 @@ func (l Layout) Admitted() uint32 { return 1 << l.shift }
 
 // Revoked is the conntrack mark, within M, of a flow that was admitted and is no longer allowed.
 func (l Layout) Revoked() uint32 { return 2 << l.shift }
+
+// Followed is the conntrack mark, within M, of a flow whose packets pass once the agent has read them.
+func (l Layout) Followed() uint32 { return 3 << l.shift }
 
 // Generations is how many generations in a row have different packet marks: 2^(width-2), a power of two >= 4.
 func (l Layout) Generations() int { return 1 << (l.width - 2) }

@@ -83,6 +83,7 @@ func TestDefault(t *testing.T) {
 	}{
 		{"admitted", l.Admitted(), 0x01000000},
 		{"revoked", l.Revoked(), 0x02000000},
+		{"followed", l.Followed(), 0x03000000},
 		{"generations", uint32(l.Generations()), 16},
 		{"allow 0", l.Allow(0), 0x20000000},
 		{"allow 17", l.Allow(17), 0x21000000},

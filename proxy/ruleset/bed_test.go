@@ -125,11 +125,13 @@ func (b *bed) join(ns *nstest.NS, name string, addrs []netip.Addr, via []string)
 	}
 }
 
-func (b *bed) serve(port int) {
+func (b *bed) serve(port int) { b.serveIn(b.pod, port) }
+
+func (b *bed) serveIn(ns *nstest.NS, port int) {
 	b.t.Helper()
 	var l net.Listener
 	var p net.PacketConn
-	b.must(b.pod.Run(func() (err error) {
+	b.must(ns.Run(func() (err error) {
 		if l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err != nil {
 			return err
 		}
@@ -314,9 +316,12 @@ type judge struct {
 }
 
 // judge answers the packets in the node's queue until the test ends; an answer of verdict -1 leaves the packet there.
-func (b *bed) judge(answer func(queued) (int, uint32)) *judge {
+func (b *bed) judge(answer func(queued) (int, uint32)) *judge { return b.judgeAt(queueNumber, answer) }
+
+// judgeAt is judge for a queue of another number.
+func (b *bed) judgeAt(number uint16, answer func(queued) (int, uint32)) *judge {
 	b.t.Helper()
-	nf, err := nfqueue.Open(&nfqueue.Config{NetNS: int(b.node.Handle()), NfQueue: queueNumber, MaxPacketLen: 256,
+	nf, err := nfqueue.Open(&nfqueue.Config{NetNS: int(b.node.Handle()), NfQueue: number, MaxPacketLen: 256,
 		MaxQueueLen: 1024, Copymode: nfqueue.NfQnlCopyPacket})
 	b.must(err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -55,6 +55,8 @@ const (
 	kindKnown        = "known"
 	kindSelf         = "self"
 	kindPods         = "pods"
+	kindNames        = "names"
+	kindResolvers    = "resolvers"
 	kindAllowed      = "allowed"
 	kindDenied       = "denied"
 	kindNoisy        = "noisy"
@@ -107,6 +109,7 @@ func addSubject(in, out elements, s Subject) {
 		{kindEgress, key, s.Pod && s.Egress},
 		{kindIngressAudit, key, s.Pod && s.Ingress && s.IngressAudit},
 		{kindEgressAudit, key, s.Pod && s.Egress && s.EgressAudit},
+		{kindNames, key, s.Pod && s.Egress && s.Names},
 	} {
 		if c.member {
 			in.add(f.set(c.kind), c.key)
@@ -122,8 +125,17 @@ func removeSubject(out elements, addr netip.Addr) {
 	f, key := familyOf(addr), addr.AsSlice()
 	out.add(f.set(kindKnown), key)
 	out.add(f.set(kindSelf), slices.Concat(key, key))
-	for _, kind := range []string{kindIngress, kindEgress, kindIngressAudit, kindEgressAudit} {
+	for _, kind := range []string{kindIngress, kindEgress, kindIngressAudit, kindEgressAudit, kindNames} {
 		out.add(f.set(kind), key)
+	}
+}
+
+// addResolvers adds the servers to the sets of their families.
+func addResolvers(in elements, list []Resolver) {
+	for _, r := range list {
+		addr := r.Addr.WithZone("")
+		in.add(familyOf(addr).set(kindResolvers), slices.Concat(addr.AsSlice(),
+			[]byte{r.Proto, 0, 0, 0}, []byte{byte(r.Port >> 8), byte(r.Port), 0, 0}))
 	}
 }
 

@@ -83,6 +83,7 @@ func (r *Ruleset) installAs(s State, release func(*tx, *kernelTable) error) erro
 func (r *Ruleset) elements(s State) elements {
 	want := elements{setVerdicts: verdictElements(r.cfg, s.Generation)}
 	addPrefixes(want, s.PodCIDRs)
+	addResolvers(want, s.Resolvers)
 	out := elements{}
 	for _, subject := range s.Subjects {
 		addSubject(want, out, subject)

@@ -216,6 +216,8 @@ type Counters struct {
 	Shed uint64
 	// Unlearnt are verdicts that the cache had no room for.
 	Unlearnt uint64
+	// Followed were shown to userspace because pods and DNS servers talk about names in them.
+	Followed uint64
 }
 
 // Counters reads the packet counters. Its error is ErrNotInstalled when there is no table.
@@ -232,6 +234,7 @@ func (r *Ruleset) Counters() (Counters, error) {
 		counterQueued: &counters.Queued, counterAdmitted: &counters.Admitted, counterCached: &counters.Cached,
 		counterRefused: &counters.Refused, counterInvalid: &counters.Invalid,
 		counterShed: &counters.Shed, counterUnlearnt: &counters.Unlearnt,
+		counterFollowed: &counters.Followed,
 	}
 	for _, o := range k.objects {
 		if named, ok := o.(*nftables.NamedObj); ok && to[named.Name] != nil {

@@ -64,6 +64,9 @@ type Config struct {
 	// QueueFirst is the number of the first NFQUEUE. QueueCount queues (0 means 1) from there share the packets, by a
 	// hash of the two addresses.
 	QueueFirst, QueueCount uint16
+	// NameQueue is the number of the NFQUEUE that is shown what pods and DNS servers say to each other; 0 is the one
+	// behind the others.
+	NameQueue uint16
 	// DenyWith says what becomes of refused packets.
 	DenyWith DenyWith
 	// FailOpen accepts packets while no agent listens on the queues. Otherwise the kernel drops them.
@@ -94,6 +97,12 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("ruleset: queues %d to %d do not exist; the last one is 65535", c.QueueFirst,
 			int(c.QueueFirst)+int(c.QueueCount)-1)
 	}
+	if c.NameQueue == 0 {
+		c.NameQueue = c.QueueFirst + c.QueueCount
+	}
+	if c.NameQueue >= c.QueueFirst && c.NameQueue-c.QueueFirst < c.QueueCount {
+		return c, fmt.Errorf("ruleset: queue %d cannot be both for names and for verdicts", c.NameQueue)
+	}
 	if c.DenyWith > Reject {
 		return c, fmt.Errorf("ruleset: unknown way to deny %d", c.DenyWith)
 	}
@@ -121,9 +130,26 @@ type Subject struct {
 	Pod bool
 	// Ingress and Egress send new connections to and from the address to judgement. Only pods have them.
 	Ingress, Egress bool
+	// Names has what the pod and the Resolvers say to each other shown to the agent. It needs Egress: only flows that are
+	// judged are followed.
+	Names bool
 	// IngressAudit and EgressAudit say that nothing is refused in that direction: all policies that judge it are in
 	// audit mode. They have a meaning beside Ingress and Egress only.
 	IngressAudit, EgressAudit bool
+}
+
+// Resolver is where a DNS server answers, as packets show it behind the translation of Services.
+type Resolver struct {
+	Addr netip.Addr
+	// Proto is an IP protocol number: 6 TCP or 17 UDP.
+	Proto uint8
+	// Port is in host order.
+	Port uint16
+}
+
+// String prints the resolver as "udp 10.0.0.1:53".
+func (r Resolver) String() string {
+	return fmt.Sprintf("%s %v", protoName(r.Proto), netip.AddrPortFrom(r.Addr, r.Port))
 }
 
 // Tuple is the key of the verdict cache.
@@ -155,6 +181,8 @@ type State struct {
 	// PodCIDRs are the ranges this node gives addresses from. An address in them that is no Subject is judged.
 	PodCIDRs []netip.Prefix
 	Subjects []Subject
+	// Resolvers are the DNS servers that Subjects with Names are told names by.
+	Resolvers []Resolver
 }
 
 // Update is a change of the table's sets.
@@ -164,6 +192,9 @@ type Update struct {
 	// PodCIDRs replace the former ones if SetPodCIDRs is true.
 	PodCIDRs    []netip.Prefix
 	SetPodCIDRs bool
+	// Resolvers replace the former ones if SetResolvers is true.
+	Resolvers    []Resolver
+	SetResolvers bool
 	// Subjects are added or changed, Removed addresses are subjects no more. An address is in one of them at most.
 	Subjects []Subject
 	Removed  []netip.Addr

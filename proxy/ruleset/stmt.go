@@ -115,6 +115,7 @@ var (
 	ctState    = ct("ct state", expr.CtKeySTATE)
 	ctDir      = ct("ct direction", expr.CtKeyDIRECTION)
 	dport      = payload("th dport", expr.PayloadBaseTransportHeader, 2, 2)
+	sport      = payload("th sport", expr.PayloadBaseTransportHeader, 0, 2)
 	tcpFlags   = payload("tcp flags", expr.PayloadBaseTransportHeader, 13, 1)
 	icmpv6Type = payload("icmpv6 type", expr.PayloadBaseTransportHeader, 0, 1)
 	hopLimit   = payload("ip6 hoplimit", expr.PayloadBaseNetworkHeader, 7, 1)

@@ -30,6 +30,8 @@ const (
 	chainRevoked = "revoked"
 	chainRefuse  = "refuse"
 	chainQueue   = "queue"
+	chainFollow  = "follow"
+	chainNames   = "names"
 
 	counterAdmitted = "admitted"
 	counterCached   = "cached"
@@ -38,6 +40,7 @@ const (
 	counterQueued   = "queued"
 	counterShed     = "shed"
 	counterUnlearnt = "unlearnt"
+	counterFollowed = "followed"
 )
 
 // loIndex is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
@@ -63,7 +66,7 @@ func newLayout(cfg Config, features Features) *layout {
 	l := &layout{
 		table: &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
 		counters: []string{counterAdmitted, counterCached, counterInvalid, counterQueued, counterRefused, counterShed,
-			counterUnlearnt},
+			counterUnlearnt, counterFollowed},
 		constants: elements{},
 	}
 	l.addSets(cfg, features)
@@ -77,6 +80,7 @@ func newLayout(cfg Config, features Features) *layout {
 	l.addRevoked()
 	l.addRefuse(cfg)
 	l.addQueue(cfg, features)
+	l.addNames(cfg, features)
 	return l
 }
 
@@ -105,6 +109,9 @@ func (l *layout) addSets(cfg Config, features Features) {
 		add(nftables.Set{Name: f.set(kindEgress), KeyType: f.addrType}, "local pods isolated for egress")
 		add(nftables.Set{Name: f.set(kindIngressAudit), KeyType: f.addrType}, "those whose ingress policies only audit")
 		add(nftables.Set{Name: f.set(kindEgressAudit), KeyType: f.addrType}, "those whose egress policies only audit")
+		add(nftables.Set{Name: f.set(kindNames), KeyType: f.addrType}, "local pods with names for egress peers")
+		add(nftables.Set{Name: f.set(kindResolvers), KeyType: nftables.MustConcatSetType(f.addrType,
+			nftables.TypeInetProto, nftables.TypeInetService)}, "DNS servers that names are learned from")
 		add(nftables.Set{Name: f.set(kindPods), KeyType: f.addrType, Interval: true}, "pod CIDRs of this node")
 		add(nftables.Set{Name: f.set(kindKnown), KeyType: f.addrType}, "known addresses, pods or not")
 		add(nftables.Set{Name: f.set(kindSelf), KeyType: pair}, "every local pod with itself")
@@ -145,6 +152,7 @@ func (l *layout) addBaseChains(cfg Config) {
 		first = append(first,
 			do(markIs(ctMark, m.Mask(), m.Revoked()), jump(chainRevoked)).note("flows no longer allowed"))
 	}
+	first = append(first, do(markIs(ctMark, m.Mask(), m.Followed()), goTo(chainNames)).note("names are learned here"))
 	first = append(first, do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"))
 	with := func(rules ...rule) []rule { return append(append([]rule{}, first...), rules...) }
 
@@ -162,6 +170,9 @@ func (l *layout) addBaseChains(cfg Config) {
 	}
 	output = append(output, first...)
 	for _, f := range families {
+		// Node-local DNS caches keep what they say out of conntrack, so their answers bear no mark.
+		output = append(output, f.do(in(f.set(kindNames), f.destination()),
+			in(f.set(kindResolvers), f.source(), l4proto, sport), goTo(chainNames)).note("answers of the node itself"))
 		// A local pod is asked for as the pair of itself. The node itself always reaches its pods.
 		output = append(output, f.do(sourceType.is("local", host(unix.RTN_LOCAL)...),
 			notIn(f.set(kindSelf), f.source(), f.source()), accept).note("the node reaches its pods"))
@@ -272,9 +283,27 @@ func (l *layout) addAdmit(cfg Config) {
 			do(count(counterUnlearnt), commit).note("the cache is full"),
 		)
 	}
-	l.addChain(chainCommit,
+	var rules []rule
+	for _, f := range families {
+		rules = append(rules, f.do(in(f.set(kindNames), f.source()),
+			in(f.set(kindResolvers), f.destination(), l4proto, dport), goTo(chainFollow)))
+	}
+	l.addChain(chainCommit, append(rules,
 		do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Admitted())),
 		do(accept),
+	)...)
+}
+
+// addNames shows userspace what pods with names for egress peers say to DNS servers, and what these answer: an answer
+// goes on when its addresses are in force. All of it is allowed already, so the verdict is a plain accept.
+func (l *layout) addNames(cfg Config, features Features) {
+	l.addChain(chainFollow,
+		do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Followed())),
+		do(goTo(chainNames)),
+	)
+	l.addChain(chainNames,
+		do(count(counterFollowed)),
+		do(ask(features)(cfg.NameQueue, 1, cfg.FailOpen)),
 	)
 }
 
@@ -329,12 +358,8 @@ const (
 	noisySources = 4096
 )
 
-// addQueue asks userspace. This chain is the one place through which packets leave the kernel.
+// addQueue asks userspace for verdicts.
 func (l *layout) addQueue(cfg Config, features Features) {
-	ask := queueXt
-	if features.NativeQueue {
-		ask = queueNative
-	}
 	var rules []rule
 	end := drop
 	if cfg.Audit { // refuses nothing
@@ -351,8 +376,16 @@ func (l *layout) addQueue(cfg Config, features Features) {
 	}
 	l.addChain(chainQueue, append(rules,
 		do(count(counterQueued)),
-		do(ask(cfg.QueueFirst, cfg.QueueCount, cfg.FailOpen)),
+		do(ask(features)(cfg.QueueFirst, cfg.QueueCount, cfg.FailOpen)),
 	)...)
+}
+
+// ask is the statement that the kernel has for sending packets to a queue.
+func ask(features Features) func(first, total uint16, bypass bool) stmt {
+	if features.NativeQueue {
+		return queueNative
+	}
+	return queueXt
 }
 
 // verdictElements are the two packet marks that rule 3 acts on under the generation. The comment keeps the whole

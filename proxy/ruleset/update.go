@@ -96,7 +96,13 @@ func (r *Ruleset) plan(u Update) plan {
 	if u.SetPodCIDRs {
 		addPrefixes(p.in, u.PodCIDRs)
 	}
+	if u.SetResolvers {
+		addResolvers(p.in, u.Resolvers)
+	}
 	for _, f := range families {
+		if u.SetResolvers {
+			p.flush = append(p.flush, f.set(kindResolvers))
+		}
 		if u.SetPodCIDRs {
 			p.flush = append(p.flush, f.set(kindPods))
 		}
