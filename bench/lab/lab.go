@@ -50,6 +50,8 @@ type Options struct {
 	AgentBinary string
 	// AgentArgs are added to each agent's arguments, AgentEnv to its environment.
 	AgentArgs, AgentEnv []string
+	// Sockets is a directory in which each agent also serves its endpoints, on a unix socket NODE.sock; empty is none.
+	Sockets string
 	// Logf takes notes about manifests that can be had only in part. May be nil.
 	Logf func(format string, args ...any)
 }
@@ -120,6 +122,8 @@ func (l *Lab) open() (err error) {
 			return err
 		}
 		dir = l.temporary.path
+	} else if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("directory of the manifests: %w", err)
 	}
 	l.directory = topology.NewDirectory(dir)
 	if l.network, err = plumb.New(); err != nil {

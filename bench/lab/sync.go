@@ -119,7 +119,7 @@ func (l *Lab) addNode(object *corev1.Node) (*node, error) {
 	if l.opts.AgentBinary != "" {
 		n.agent = agents.New(agents.Config{
 			Binary: l.opts.AgentBinary, Args: l.opts.AgentArgs, Env: l.opts.AgentEnv, Node: object.Name,
-			Manifests: l.directory.Path(), Namespace: n.host.NS(), Starter: l.starter,
+			Manifests: l.directory.Path(), Namespace: n.host.NS(), Starter: l.starter, Sockets: l.opts.Sockets,
 		})
 	}
 	return n, nil

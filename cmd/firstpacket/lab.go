@@ -29,6 +29,10 @@ The exit status is 1 if any cell differs. Without --manifests, the cluster is a 
   # edit the manifests while it runs, and see what changes
   firstpacket lab --watch --dir ./shop
 
+  # look at it in a browser, from another terminal
+  firstpacket lab --watch --sockets /tmp/shop
+  firstpacket ui --agent unix:/tmp/shop/node-a.sock --agent unix:/tmp/shop/node-b.sock
+
   # your own cluster; pods and nodes without addresses get some
   firstpacket lab --manifests ./cluster -- --deny-with reject`,
 		Args: cobra.ArbitraryArgs, // those after -- go to the agents
@@ -40,6 +44,11 @@ The exit status is 1 if any cell differs. Without --manifests, the cluster is a 
 				return err
 			}
 			var err error
+			if opts.Sockets != "" {
+				if err := os.MkdirAll(opts.Sockets, 0o700); err != nil {
+					return fmt.Errorf("directory of the sockets: %w", err)
+				}
+			}
 			if opts.AgentBinary, err = os.Executable(); err != nil {
 				return fmt.Errorf("find this program to run it as the agent: %w", err)
 			}
@@ -56,6 +65,8 @@ The exit status is 1 if any cell differs. Without --manifests, the cluster is a 
 	f.StringVar(&manifests, "manifests", "", "the cluster to run: a directory of manifests (default: a small shop)")
 	f.StringVar(&opts.Dir, "dir", "", "keep the completed manifests here, for --watch (default: a temporary directory)")
 	f.BoolVar(&opts.Watch, "watch", false, "go on, and show what changes when the manifests in --dir are edited")
+	f.StringVar(&opts.Sockets, "sockets", "",
+		"have each agent serve on a unix socket NODE.sock in this directory too, for 'firstpacket ui --agent unix:...'")
 	f.BoolVar(&opts.Bridged, "bridged", false, "join the pods of a node by a bridge instead of routing to each")
 	cmd.AddCommand(newLabTest())
 	return cmd

@@ -78,7 +78,7 @@ explain, simulate and status).`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
 	root.AddCommand(newAgent(), newBench(), newCleanup(), newLab(), newProbe(), newVersion())
-	root.AddCommand(newConvert(), newExplain(), newFlows(), newMatrix(), newSimulate(), newStatus())
+	root.AddCommand(newConvert(), newExplain(), newFlows(), newMatrix(), newSimulate(), newStatus(), newUI())
 	root.AddCommand(toolCommands()...)
 	return root
 }

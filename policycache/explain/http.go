@@ -17,27 +17,40 @@ import (
 // Path is where an agent serves Handler.
 const Path = "/explain"
 
-// verdictHeader carries the verdict, none with an error, so that a client need not read the body to know it.
-const verdictHeader = "Firstpacket-Verdict"
+// VerdictHeader carries the verdict, none with an error, so that a client need not read the body to know it.
+const VerdictHeader = "Firstpacket-Verdict"
 
 // maxAnswer bounds what a client reads, in bytes.
 const maxAnswer = 64 << 20
 
-// Handler answers questions about the snapshot that is in force: GET ?from=&to=&port=&namespace=, with output=text for
-// words, and colour=1 for words in colours, instead of JSON. The snapshot may be nil while there is none.
+// Handler answers questions about the snapshot that is in force, see HandlerOf. The snapshot may be nil while there is
+// none.
 func Handler(snapshot func() *engine.Snapshot) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(verdictHeader, "none")
+	return HandlerOf(func(context.Context) (Cluster, error) {
 		s := snapshot()
 		if s == nil {
-			http.Error(w, "the agent is starting and has nothing in force yet", http.StatusServiceUnavailable)
+			return Cluster{}, errStarting
+		}
+		return Cluster{Snapshot: s, NoServices: errAgentServices}, nil
+	})
+}
+
+var errStarting = errors.New("the agent is starting and has nothing in force yet")
+
+// HandlerOf answers questions about a cluster: GET ?from=&to=&port=&namespace=, with output=text for words, and colour=1
+// for words in colours, instead of JSON.
+func HandlerOf(cluster func(context.Context) (Cluster, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(VerdictHeader, "none")
+		c, err := cluster(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		v := r.URL.Query()
-		a, err := Ask(
-			Cluster{Snapshot: s, NoServices: errAgentServices},
-			Question{From: v.Get("from"), To: v.Get("to"), Port: v.Get("port"), Namespace: v.Get("namespace")},
-		)
+		a, err := Ask(c, Question{
+			From: v.Get("from"), To: v.Get("to"), Port: v.Get("port"), Namespace: v.Get("namespace"),
+		})
 		switch {
 		case errors.Is(err, ErrNotFound):
 			http.Error(w, err.Error(), http.StatusNotFound)
@@ -46,7 +59,7 @@ func Handler(snapshot func() *engine.Snapshot) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		w.Header().Set(verdictHeader, a.Verdict.String())
+		w.Header().Set(VerdictHeader, a.Verdict.String())
 		// The client that went away is the only possible failure, and nobody is left to tell.
 		if v.Get("output") == "text" {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -106,7 +119,7 @@ func AskAgent(ctx context.Context, client *http.Client, address string, q Questi
 		return Remote{}, statusError(address, resp, body)
 	}
 	r := Remote{Body: body}
-	if resp.Header.Get(verdictHeader) == engine.Allow.String() {
+	if resp.Header.Get(VerdictHeader) == engine.Allow.String() {
 		r.Verdict = engine.Allow
 	}
 	return r, nil
@@ -115,7 +128,7 @@ func AskAgent(ctx context.Context, client *http.Client, address string, q Questi
 func statusError(address string, resp *http.Response, body []byte) error {
 	message := strings.TrimSpace(string(body))
 	switch {
-	case resp.Header.Get(verdictHeader) == "":
+	case resp.Header.Get(VerdictHeader) == "":
 		return fmt.Errorf("what answers at %s does not explain (%s); is it an agent of this version?", address, resp.Status)
 	case resp.StatusCode == http.StatusBadRequest:
 		return fmt.Errorf("agent %s: %w: %s", address, ErrQuestion, strings.TrimPrefix(message, ErrQuestion.Error()+": "))

@@ -25,8 +25,7 @@ func NewHub(recent, backlog int) *Hub {
 	return &Hub{recentMax: recent, backlog: backlog, readers: map[*Subscription]struct{}{}}
 }
 
-// Publish hands a line, newline included, to all subscribers. It copies the line and never waits. It may be called by
-// one goroutine at a time.
+// Publish hands a line, newline included, to all subscribers. It copies the line and never waits.
 func (h *Hub) Publish(line []byte) {
 	line = append([]byte(nil), line...) // remembered, and shared by all readers
 	h.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -34,6 +35,8 @@ type Config struct {
 	Node string
 	// Manifests is the directory the agent reads. Empty leaves the source to Args (--kubeconfig).
 	Manifests string
+	// Sockets is a directory in which the agent also serves its endpoints, on a unix socket NODE.sock; empty is none.
+	Sockets   string
 	Namespace *ns.Namespace
 	Starter   *ns.Starter
 	// Env is added to the environment of this process.
@@ -73,7 +76,11 @@ func (a *Agent) Start() error {
 	if a.Running() {
 		return fmt.Errorf("agent of %s: runs already", a.cfg.Node)
 	}
-	args := []string{"agent", "--node-name", a.cfg.Node, "--http-address", address, "--flow-log", "-"}
+	serve := address
+	if a.cfg.Sockets != "" {
+		serve += ",unix:" + filepath.Join(a.cfg.Sockets, a.cfg.Node+".sock")
+	}
+	args := []string{"agent", "--node-name", a.cfg.Node, "--http-address", serve, "--flow-log", "-"}
 	if a.cfg.Manifests != "" {
 		args = append(args, "--manifests", a.cfg.Manifests)
 	}

@@ -36,6 +36,8 @@ type Options struct {
 	Outside []lab.Outside
 	// Dir keeps the completed manifests; empty is a temporary directory.
 	Dir string
+	// Sockets is a directory in which the agents serve their endpoints for 'firstpacket ui'; empty is none.
+	Sockets string
 	// Bridged joins the pods of a node by a bridge.
 	Bridged bool
 	// Watch goes on until ctx ends, and shows what changes when the manifests are edited.
@@ -58,7 +60,7 @@ func Run(ctx context.Context, w io.Writer, opts Options) (err error) {
 	began := time.Now()
 	l, err := lab.New(ctx, opts.Objects, lab.Options{
 		Dir: opts.Dir, Bridged: opts.Bridged, Outside: opts.Outside, AgentBinary: opts.AgentBinary,
-		AgentArgs: opts.AgentArgs, Logf: func(format string, args ...any) { out.printf("note: "+format+"\n", args...) },
+		AgentArgs: opts.AgentArgs, Sockets: opts.Sockets, Logf: func(format string, args ...any) { out.printf("note: "+format+"\n", args...) },
 	})
 	if err != nil {
 		return fmt.Errorf("bring the cluster up: %w", err)

@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/classify/source/kube"
@@ -30,10 +29,10 @@ import (
 
 // Flags say which cluster is meant.
 type Flags struct {
-	Manifests           []string
-	Kubeconfig, Context string
-	Namespace           string
-	Timeout             time.Duration
+	Connection
+	Manifests []string
+	Namespace string
+	Timeout   time.Duration
 	// WithServices asks the API server for services too. It is no flag: commands set it where they need them.
 	WithServices bool
 }
@@ -43,9 +42,7 @@ func (f *Flags) Add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringSliceVar(&f.Manifests, "manifests", nil,
 		"take the cluster from these files and directories of manifests; pods need their status, as kubectl get has it")
-	fs.StringVar(&f.Kubeconfig, "kubeconfig", "",
-		"kubeconfig file (default: $KUBECONFIG, ~/.kube/config, or the pod's own)")
-	fs.StringVar(&f.Context, "context", "", "context of the kubeconfig")
+	f.Connection.Add(cmd)
 	fs.StringVarP(&f.Namespace, "namespace", "n", "", "namespace of names that are given without one")
 	fs.DurationVar(&f.Timeout, "timeout", 30*time.Second, "give up when the API server has not answered by then")
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
@@ -108,18 +105,12 @@ func (c *Cluster) fromManifests(paths []string) ([]source.Change, error) {
 }
 
 func (c *Cluster) fromServer(ctx context.Context, f *Flags, userAgent string) ([]source.Change, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = f.Kubeconfig
-	client := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
-		&clientcmd.ConfigOverrides{CurrentContext: f.Context})
-	config, err := client.ClientConfig()
+	config, namespace, err := f.Config()
 	if err != nil {
 		return nil, fmt.Errorf("%w; give --kubeconfig, or --manifests to go without an API server", err)
 	}
 	if c.Namespace == "" {
-		if c.Namespace, _, err = client.Namespace(); err != nil {
-			return nil, fmt.Errorf("kubeconfig: %w", err)
-		}
+		c.Namespace = namespace
 	}
 	src := kube.NewForConfig(config, userAgent)
 	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
