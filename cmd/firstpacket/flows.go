@@ -18,6 +18,7 @@ import (
 // flowsOptions say which flows are shown, and from where.
 type flowsOptions struct {
 	filter flowread.Filter
+	agents agentsFlags
 	files  []string
 	socket string
 	follow bool
@@ -30,11 +31,17 @@ func newFlows() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flows",
 		Short: "Show denied flows",
-		Long: `Show the flows that the agent of this node denied: the latest, from its socket, or those of flow logs,
-which are merged by time. --follow goes on as more are denied; a file is followed through rotation.
+		Long: `Show the flows that agents denied. Where an agent runs on this machine, those of its own node, from its
+socket; else, or with --kubeconfig, --context or --node, those of all agents of a cluster, through its API server; or
+those of agents at addresses (--agent) or of flow logs (--file). They are merged by time. --follow goes on as more are
+denied: files are followed through rotation, and agents of a cluster through restarts. An agent that cannot be reached
+is named on stderr, and the others are shown.
 
-Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream, 2 wrong usage.`,
-		Example: `  # what is denied on this node, from now on
+Exit status: 0 success, 1 nothing can be read, or the agent ended the stream, 2 wrong usage.`,
+		Example: `  # what is denied in the cluster, from now on
+  firstpacket flows --context my-cluster --follow
+
+  # what is denied on this node
   firstpacket flows --follow
 
   # why does this pod not get through? from the log files of two nodes
@@ -44,8 +51,10 @@ Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream,
   kubectl logs -n firstpacket ds/firstpacket | firstpacket flows --file - --policy shop/db -o json`,
 		Args: noArgs,
 	}
+	o.agents.Connection.Add(cmd)
+	o.agents.add(cmd)
 	f := cmd.Flags()
-	f.StringArrayVar(&o.files, "file", nil, "read this flow log, - for stdin; repeatable (default: the agent's socket)")
+	f.StringArrayVar(&o.files, "file", nil, "read this flow log, - for stdin; repeatable")
 	f.StringVar(&o.socket, "socket", flowstream.DefaultPath, "socket of the agent on this node")
 	f.BoolVar(&o.follow, "follow", false, "go on as more flows are denied")
 	f.StringVar(&o.filter.Pod, "pod", "", "only flows from or to this pod, as namespace/name")
@@ -56,7 +65,9 @@ Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream,
 	f.Var(verdict, "verdict", "only flows with this verdict")
 	complete(cmd, "verdict", verdict.allowed...)
 	output := outputFlag(cmd, "table", "json")
-	cmd.MarkFlagsMutuallyExclusive("file", "socket")
+	for _, other := range []string{"agent", "node", "kubeconfig", "context"} {
+		cmd.MarkFlagsMutuallyExclusive("file", "socket", other)
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.filter.Verdict, o.output = verdict.value, output.value
 		if o.since > 0 {
@@ -65,9 +76,24 @@ Exit status: 0 success, 1 the log cannot be read, or the agent ended the stream,
 		if err := o.filter.Validate(); err != nil {
 			return errUsage{err}
 		}
+		if o.fleet(cmd) {
+			return o.runFleet(cmd)
+		}
 		return o.run(cmd)
 	}
 	return cmd
+}
+
+// fleet tells whether agents are asked over HTTP, and not files or the socket of this node's.
+func (o *flowsOptions) fleet(cmd *cobra.Command) bool {
+	switch {
+	case len(o.files) > 0 || cmd.Flags().Changed("socket"):
+		return false
+	case len(o.agents.addresses) > 0 || o.agents.cluster():
+		return true
+	}
+	_, err := os.Stat(o.socket)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // errStreamEnd says what the end of a stream may mean.
@@ -84,20 +110,14 @@ func (o *flowsOptions) run(cmd *cobra.Command) error {
 	// The end of the command is the end of its sources; files end by themselves.
 	defer context.AfterFunc(ctx, closeAll)()
 
-	out := cmd.OutOrStdout()
-	sink := flowread.NewTable(out, terminal.Style(out), time.Local)
-	if o.output == "json" {
-		sink = flowread.NewJSON(out)
-	}
+	sink := o.sink(cmd)
 	var st flowread.Stats
 	if o.follow {
 		st, err = flowread.Follow(sources, o.filter, sink, cancel)
 	} else {
 		st, err = flowread.Merge(sources, o.filter, sink)
 	}
-	if st.Unreadable > 0 {
-		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: lines that are no flows, left out: %d\n", st.Unreadable)
-	}
+	warnUnreadable(cmd, st)
 	switch {
 	case cmd.Context().Err() != nil:
 		return nil // the user has seen enough
@@ -105,6 +125,21 @@ func (o *flowsOptions) run(cmd *cobra.Command) error {
 		return errStreamEnd
 	}
 	return err
+}
+
+// sink prints what is picked.
+func (o *flowsOptions) sink(cmd *cobra.Command) flowread.Sink {
+	out := cmd.OutOrStdout()
+	if o.output == "json" {
+		return flowread.NewJSON(out)
+	}
+	return flowread.NewTable(out, terminal.Style(out), time.Local)
+}
+
+func warnUnreadable(cmd *cobra.Command, st flowread.Stats) {
+	if st.Unreadable > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: lines that are no flows, left out: %d\n", st.Unreadable)
+	}
 }
 
 // open opens what is to be read. The function it returns closes what needs to be told.

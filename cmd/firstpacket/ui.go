@@ -115,7 +115,9 @@ func (o *uiOptions) live(ctx context.Context, group *errgroup.Group, hub *flowst
 			return c.Asked(), nil
 		}))
 	default:
-		cfg.Title = strings.Join(o.agents.addresses, ", ")
+		if len(agents) == 1 {
+			cfg.Title = agents[0].Name
+		}
 		cfg.Explain = fleet.Explainer(agents)
 	}
 	return cfg, nil

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 
 	"github.com/firstpacket/firstpacket/proxy/flowstream"
@@ -18,7 +19,8 @@ import (
 
 // Agent is one agent and the way to it. Its methods may be called from several goroutines.
 type Agent struct {
-	// Name is how messages call it: the node's name if that is known, else the address.
+	// Name is how messages call it: the node's name if that is known, else the address, or the socket's
+	// file name.
 	Name string
 	// Pod is namespace/name of its pod, empty if it was given by its address.
 	Pod string
@@ -46,12 +48,12 @@ func At(address string) *Agent {
 			return new(net.Dialer).DialContext(ctx, network, place)
 		},
 	}
-	host := place
+	host, name := place, address
 	if network == "unix" {
-		host = "localhost"
+		host, name = "localhost", strings.TrimSuffix(path.Base(place), ".sock")
 	}
 	return &Agent{
-		Name: address, base: url.URL{Scheme: "http", Host: host}, client: &http.Client{Transport: transport},
+		Name: name, base: url.URL{Scheme: "http", Host: host}, client: &http.Client{Transport: transport},
 		close: transport.CloseIdleConnections,
 	}
 }
@@ -63,9 +65,9 @@ func (a *Agent) Close() { a.close() }
 func (a *Agent) Client() (client *http.Client, base url.URL) { return a.client, a.base }
 
 // Get asks for a path. The answer has the status 200; its body is to be closed.
-func (a *Agent) Get(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+func (a *Agent) Get(ctx context.Context, place string, query url.Values) (*http.Response, error) {
 	u := a.base
-	u.Path, u.RawQuery = strings.TrimSuffix(u.Path, "/")+path, query.Encode()
+	u.Path, u.RawQuery = strings.TrimSuffix(u.Path, "/")+place, query.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", a.Name, err)
@@ -95,8 +97,8 @@ func message(said []byte) string {
 }
 
 // JSON asks for a path and decodes the answer.
-func (a *Agent) JSON(ctx context.Context, path string, answer any) error {
-	resp, err := a.Get(ctx, path, nil)
+func (a *Agent) JSON(ctx context.Context, place string, answer any) error {
+	resp, err := a.Get(ctx, place, nil)
 	if err != nil {
 		return err
 	}
