@@ -18,6 +18,7 @@ func newAgent() *cobra.Command {
 	cfg := agent.Config{Version: versionString()}
 	var denyWith string
 	var verbose bool
+	var megabytes int64
 	cmd := &cobra.Command{
 		Use:   "agent --node-name NAME [--manifests DIR | --kubeconfig FILE]",
 		Short: "Enforce policy on this node",
@@ -39,6 +40,7 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 			if cfg.DenyWith, err = ruleset.ParseDenyWith(denyWith); err != nil {
 				return errUsage{err}
 			}
+			cfg.FlowLogRotation.MaxBytes = megabytes << 20
 			level := zerolog.InfoLevel
 			if verbose {
 				level = zerolog.DebugLevel
@@ -62,6 +64,9 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 		"serve the page, /flows and /traffic to whoever can reach --http-address, not on loopback and unix sockets only")
 	f.BoolVar(&cfg.Profiling, "profiling", false, "serve /debug/pprof too")
 	f.StringVar(&cfg.FlowLog, "flow-log", "-", "append the denied-flow log to this file; - is stdout, empty is none")
+	f.Int64Var(&megabytes, "flow-log-max-size", 100,
+		"begin a new file when the flow log has so many MiB, and keep the old one as FILE.1; 0 lets it grow")
+	f.IntVar(&cfg.FlowLogRotation.Backups, "flow-log-backups", 2, "keep so many old files of the flow log")
 	f.StringVar(&cfg.FlowSocket, "flow-socket", "",
 		"stream the log's lines to 'firstpacket flows' on this unix socket, for example "+flowstream.DefaultPath)
 	f.StringVar(&denyWith, "deny-with", "drop", "refuse packets by drop (silent) or reject (TCP reset, ICMP prohibited)")

@@ -149,7 +149,7 @@ func (a *agent) openFlowLog() (io.Closer, error) {
 	}
 	var output io.Closer = io.NopCloser(nil)
 	if a.cfg.FlowLog != "" {
-		w, err := flowlog.Open(a.cfg.FlowLog)
+		w, err := flowlog.Open(a.cfg.FlowLog, a.cfg.FlowLogRotation)
 		if err != nil {
 			return nil, fmt.Errorf("%w; choose another file with --flow-log", err)
 		}

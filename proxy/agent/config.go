@@ -8,6 +8,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
@@ -36,6 +37,8 @@ type Config struct {
 	ExposePage bool
 	// FlowLog is the file of the denied-flow log; "-" is stdout, empty is none.
 	FlowLog string
+	// FlowLogRotation bounds what the file takes on disk.
+	FlowLogRotation flowlog.Rotation
 	// FlowSocket is a unix socket on which the log's lines are streamed to 'firstpacket flows'; empty is none.
 	FlowSocket string
 

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -172,22 +171,3 @@ func (l *Log) drain() {
 		r.drain(func(rec *Record) { l.table.add(rec, now) })
 	}
 }
-
-// Open opens the file that lines are appended to, made if it is not there; "-" is standard output, which the returned
-// closer leaves open.
-func Open(path string) (io.WriteCloser, error) {
-	if path == "-" {
-		return stdout{}, nil
-	}
-	// os.OpenFile sets O_CLOEXEC itself.
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-	if err != nil {
-		return nil, fmt.Errorf("flow log: %w", err)
-	}
-	return f, nil
-}
-
-type stdout struct{}
-
-func (stdout) Write(b []byte) (int, error) { return os.Stdout.Write(b) }
-func (stdout) Close() error                { return nil }

@@ -478,7 +478,7 @@ func TestPutAllocatesNothing(t *testing.T) {
 func TestOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "flows.json")
 	for i := range 2 {
-		f, err := Open(path)
+		f, err := Open(path, Rotation{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -490,10 +490,10 @@ func TestOpen(t *testing.T) {
 	if b, err := os.ReadFile(path); err != nil || string(b) != "0\n1\n" {
 		t.Errorf("file %q (%v), want both lines", b, err)
 	}
-	if _, err := Open(t.TempDir()); err == nil {
+	if _, err := Open(t.TempDir(), Rotation{}); err == nil {
 		t.Error("a directory was opened")
 	}
-	f, err := Open("-")
+	f, err := Open("-", Rotation{})
 	if err != nil {
 		t.Fatal(err)
 	}
