@@ -18,10 +18,12 @@ import (
 
 const user = "system:serviceaccount:firstpacket:firstpacket"
 
-// right is what may be done with a resource.
-type right struct{ group, resource, verb string }
+// right is what may be done with a resource, or with its object of a name.
+type right struct{ group, resource, verb, name string }
 
-func (r right) String() string { return fmt.Sprintf("%s %s.%s", r.verb, r.resource, r.group) }
+func (r right) String() string {
+	return fmt.Sprintf("%s %s.%s %s", r.verb, r.resource, r.group, r.name)
+}
 
 // TestRights: of all that can be asked of the API server, the ServiceAccount may do what the agent needs and nothing
 // else that not every ServiceAccount may do.
@@ -30,14 +32,15 @@ func TestRights(t *testing.T) {
 	var needed []right
 	for _, k := range state.Kinds() {
 		for _, verb := range []string{"list", "watch"} {
-			needed = append(needed, right{k.GVR.Group, k.GVR.Resource, verb})
+			needed = append(needed, right{k.GVR.Group, k.GVR.Resource, verb, ""})
 		}
 	}
 	c.apply(t, plainManifests)
 	check(t, c, needed)
+	definitions(t, c)
 	t.Run("with a startup taint", func(t *testing.T) {
 		c.apply(t, fullManifests)
-		check(t, c, append(needed, right{"", "nodes", "get"}, right{"", "nodes", "patch"}))
+		check(t, c, append(needed, right{"", "nodes", "get", ""}, right{"", "nodes", "patch", ""}))
 	})
 }
 
@@ -60,7 +63,37 @@ func check(t *testing.T, c *cluster, needed []right) {
 	}
 }
 
-func (r right) fields() []string { return []string{r.group, r.resource, r.verb} }
+// definitions: of the definitions of kinds, those of the optional kinds may be watched, one by one, and no others.
+func definitions(t *testing.T, c *cluster) {
+	t.Helper()
+	const group, resource = "apiextensions.k8s.io", "customresourcedefinitions"
+	var watch, no []right
+	for _, k := range state.Kinds() {
+		r := right{group, resource, "watch", k.GVR.GroupResource().String()}
+		if k.Optional {
+			watch = append(watch, r)
+		} else {
+			no = append(no, r)
+		}
+		for _, verb := range []string{"get", "list", "update", "patch", "delete"} {
+			no = append(no, right{group, resource, verb, r.name})
+		}
+	}
+	no = append(no, right{group, resource, "watch", "secrets.example.com"}, right{group, resource, "watch", ""})
+	has := c.allowed(t, user, append(watch, no...))
+	for _, r := range watch {
+		if !has[r] {
+			t.Errorf("the agent may not %s", r)
+		}
+	}
+	for _, r := range no {
+		if has[r] {
+			t.Errorf("the agent may %s without need", r)
+		}
+	}
+}
+
+func (r right) fields() []string { return []string{r.group, r.resource, r.verb, r.name} }
 
 // everything that the API server serves, with all verbs, and some that hide rights.
 func everything(t *testing.T, c *cluster) []right {
@@ -88,7 +121,7 @@ func everything(t *testing.T, c *cluster) []right {
 				"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "impersonate", "bind",
 				"escalate",
 			} {
-				all = append(all, right{group, r.Name, verb})
+				all = append(all, right{group, r.Name, verb, ""})
 			}
 		}
 	}
@@ -123,7 +156,7 @@ func (c *cluster) allowed(t *testing.T, user string, rights []right) map[right]b
 func (c *cluster) may(ctx context.Context, user string, r right) (bool, error) {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: user, Groups: []string{"system:serviceaccounts", "system:authenticated"},
-		ResourceAttributes: &authorizationv1.ResourceAttributes{Group: r.group, Resource: r.resource, Verb: r.verb},
+		ResourceAttributes: &authorizationv1.ResourceAttributes{Group: r.group, Resource: r.resource, Verb: r.verb, Name: r.name},
 	}}
 	answer, err := c.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
