@@ -62,9 +62,9 @@ func (s *Suite) cached(c *contender, clients int) *entry {
 // uncached makes connections of which each is of a new tuple.
 func (s *Suite) uncached(c *contender, clients int) *entry {
 	t := allTuples()
-	e := &entry{contender: c, job: load.Job{
+	e := &entry{contender: c, fresh: true, job: load.Job{
 		Kind: load.Connect, Clients: clients, Tuples: t, Want: load.Accepted,
-		Duration: s.lasting(300, 120), Limit: pick(s, t.Count(), t.Count(), 20),
+		Duration: s.lasting(300, 120), Limit: pick(s, t.Count()/2, t.Count()/2, 20),
 	}}
 	if c.queued != nil {
 		e.asks = 1

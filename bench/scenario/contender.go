@@ -31,6 +31,8 @@ type contender struct {
 	// queued counts the packets that userspace was asked about, since any time; nil without a queue.
 	queued func() (uint64, error)
 	agent  *firewall
+	// next is the number of the first tuple that nobody has used here.
+	next int
 }
 
 // as is the same contender under another name, for comparisons with itself.

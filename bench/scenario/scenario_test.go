@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 func runAgent(args []string) error {
 	cfg := agent.Config{
 		MarkMask: mark.Default, QueueNumber: agent.DefaultQueueNumber, StartTimeout: agent.DefaultStartTimeout,
-		HoldTime: agent.DefaultHoldTime, Spins: agent.DefaultSpins, Log: zerolog.New(os.Stderr),
+		HoldTime: agent.DefaultHoldTime, Log: zerolog.New(os.Stderr),
 	}
 	flags := flag.NewFlagSet("agent", flag.ContinueOnError)
 	flags.StringVar(&cfg.NodeName, "node-name", "", "")

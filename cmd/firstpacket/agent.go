@@ -79,7 +79,6 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	cfg.MarkMask = mark.Default
 	f.Var(maskValue{&cfg.MarkMask}, "mark-mask", "bits of the packet and conntrack marks that firstpacket may use")
 	f.DurationVar(&cfg.HoldTime, "hold-time", agent.DefaultHoldTime, "hold packets of pods not known yet for so long")
-	f.IntVar(&cfg.Spins, "spins", agent.DefaultSpins, "empty reads of a queue before its thread sleeps")
 	f.BoolVar(&cfg.WaitWhenReplaced, "wait-when-replaced", false,
 		"after another agent took over, stay idle until ended, for supervisors that restart")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log each change that is applied")

@@ -267,7 +267,9 @@ func (a *agent) enforce(ctx context.Context) error {
 	serve, stop := context.WithCancel(ctx)
 	defer stop()
 	group, ctx := errgroup.WithContext(ctx)
-	for _, q := range *a.queues.Load() {
+	queues := *a.queues.Load()
+	defer addPlaces(len(queues))()
+	for _, q := range queues {
 		group.Go(func() error { return q.Run(serve) })
 	}
 	group.Go(func() error {

@@ -54,7 +54,8 @@ func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 	for i, j := range a.judges {
 		number := a.firstQueue(bank) + uint16(i)
 		q, err := queue.Open(queue.Config{
-			Number: number, Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime, Spin: a.cfg.Spins,
+			Number: number, Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime,
+			Processors: processorsOf(i, len(a.judges)),
 		})
 		if err != nil {
 			for _, open := range queues {
@@ -65,6 +66,18 @@ func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 		queues = append(queues, q)
 	}
 	return queues, nil
+}
+
+// maxProcessors is more than the processors of any machine (CPU_SETSIZE).
+const maxProcessors = 1024
+
+// processorsOf lists the processors whose packets go to the queue with the index, see ruleset.Config.QueueCount.
+func processorsOf(index, queues int) []int {
+	var list []int
+	for cpu := index; queues > 1 && cpu < maxProcessors; cpu += queues {
+		list = append(list, cpu)
+	}
+	return list
 }
 
 const (

@@ -57,8 +57,6 @@ type Config struct {
 	MarkMask uint32
 	// HoldTime is how long a packet from or to a pod not known yet waits for the watch to deliver that pod.
 	HoldTime time.Duration
-	// Spins is the number of empty reads a queue thread makes before it sleeps.
-	Spins int
 
 	// WaitWhenReplaced keeps the process, idle, after another agent has taken over, until it is ended. What restarts
 	// processes that end, as a kubelet does, would otherwise have this one take the node back.
@@ -76,7 +74,6 @@ const (
 	DefaultQueueNumber  = 2016
 	DefaultStartTimeout = time.Minute
 	DefaultHoldTime     = time.Second
-	DefaultSpins        = 20
 )
 
 // validate returns one sentence on the first thing that cannot work.

@@ -30,12 +30,9 @@ func BenchmarkConnect(b *testing.B) {
 	variants := []variant{
 		{"none", nil},
 		{"callback", serveCallback},
-		{"blocking", loop(Config{Spin: -1})},
-		{"spin5", loop(Config{Spin: 5})},
-		{"spin20", loop(Config{Spin: 20})},
-		{"spin100", loop(Config{Spin: 100})},
-		{"spin20-batch1", loop(Config{Batch: 1})},
-		{"spin20-batch8", loop(Config{Batch: 8})},
+		{"batch1", loop(Config{Batch: 1})},
+		{"batch8", loop(Config{Batch: 8})},
+		{"batch32", loop(Config{})},
 	}
 	for _, clients := range []int{1, 8} {
 		for _, v := range variants {

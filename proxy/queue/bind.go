@@ -81,6 +81,14 @@ func bind(cfg *Config) (int, error) {
 	if dupErr != nil {
 		return -1, fmt.Errorf("duplicate the descriptor: %w", dupErr)
 	}
+	if err := unix.SetNonblock(fd, false); err != nil { // the loop sleeps in the read itself
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("make the descriptor block: %w", err)
+	}
+	if err := setDoze(fd); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("SO_RCVTIMEO: %w", err)
+	}
 	return fd, nil
 }
 

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"errors"
 	"fmt"
 	"time"
 	"unsafe"
@@ -11,7 +10,7 @@ import (
 
 // loop serves the queue until it is told to stop, or fails.
 func (q *Queue) loop() error {
-	empty := 0
+	idle := false
 	for {
 		if q.signals.Load() != 0 {
 			s := q.signals.Swap(0)
@@ -25,24 +24,15 @@ func (q *Queue) loop() error {
 				return err
 			}
 		}
-		n, errno := q.rx.read(q.fd)
+		n, errno := q.receive(idle)
 		switch errno {
 		case 0:
-			empty = 0
+			idle = false
 			if err := q.serve(n); err != nil {
 				return err
 			}
 		case unix.EAGAIN:
-			if q.held.cursor != none {
-				continue
-			}
-			if empty++; empty <= q.cfg.Spin {
-				continue
-			}
-			empty = 0
-			if err := q.wait(); err != nil {
-				return err
-			}
+			idle = true
 		case unix.EINTR:
 		case unix.ENOBUFS:
 			q.stats.overruns.Add(1)
@@ -195,30 +185,28 @@ func (q *Queue) send() error {
 	}
 }
 
-// wait blocks until there is a packet, a signal, or the end of a hold.
-func (q *Queue) wait() error {
+// receive reads what is there. If there is nothing, it waits: at first for a moment only, and when nothing came until
+// there is a packet, a signal, or the end of a hold. EAGAIN says that there is still nothing.
+func (q *Queue) receive(idle bool) (int, unix.Errno) {
+	h := &q.held
+	if h.cursor != none {
+		return q.rx.read(q.fd)
+	}
+	if !idle && h.count == 0 {
+		return q.rx.doze(q.fd)
+	}
 	q.stats.waits.Add(1)
 	var timeout *unix.Timespec // none: forever
 	var left unix.Timespec
-	if h := &q.held; h.count > 0 {
+	if h.count > 0 {
 		left = unix.NsecToTimespec(max(0, h.slots[h.head].deadline-Now()))
 		timeout = &left
 	}
 	// Syscall, unlike RawSyscall, tells the scheduler that the thread will sleep, so that its processor can be taken.
-	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&q.poll[0])), uintptr(len(q.poll)),
-		uintptr(unsafe.Pointer(timeout)), 0, 0, 0)
-	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN {
-		return fmt.Errorf("wait: %w", errno)
-	}
+	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&q.poll)), 1, uintptr(unsafe.Pointer(timeout)),
+		0, 0, 0)
 	if errno != 0 {
-		return nil //nolint:nilerr // interrupted: the loop looks again
+		return 0, errno
 	}
-	if q.poll[0].Revents&unix.POLLNVAL != 0 {
-		return errors.New("wait: the socket is closed")
-	}
-	if q.poll[1].Revents != 0 {
-		var count [8]byte // the signal itself is in q.signals
-		_, _, _ = unix.RawSyscall(unix.SYS_READ, uintptr(q.event), uintptr(unsafe.Pointer(&count)), 8)
-	}
-	return nil
+	return q.rx.read(q.fd)
 }

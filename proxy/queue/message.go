@@ -150,6 +150,14 @@ func (m *message) parseError(b []byte) {
 // align is NLMSG_ALIGN and NLA_ALIGN.
 func align(n int) int { return (n + 3) &^ 3 }
 
+// wakeMessage is answered at once by the kernel, and has no other effect: NLMSG_NOOP with NLM_F_ACK.
+var wakeMessage = func() []byte {
+	b := binary.NativeEndian.AppendUint32(nil, nlHeaderLen)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLMSG_NOOP)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	return append(b, 0, 0, 0, 0, 0, 0, 0, 0) // sequence, port
+}()
+
 // appendVerdict appends the NFQNL_MSG_VERDICT for packet id to b. There is no NLM_F_ACK: only a refusal is answered.
 func appendVerdict(b []byte, number uint16, id uint32, v Verdict) []byte {
 	length, verdict := uint32(verdictLen), uint32(nfDrop)

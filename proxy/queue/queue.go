@@ -84,7 +84,6 @@ const (
 	DefaultCopyRange     = 256
 	DefaultReceiveBuffer = 4 << 20
 	DefaultBatch         = 32
-	DefaultSpin          = 20
 	DefaultHoldSlots     = 1024
 	DefaultHoldTime      = time.Second
 )
@@ -95,6 +94,10 @@ type Config struct {
 	Number uint16
 	// Handler judges the packets. Required.
 	Handler Handler
+	// Processors are the numbers of those whose packets the rules send to this queue. Its thread runs on these alone:
+	// where the sender of a packet waits for its connection, its processor is free for the verdict, and none has to be
+	// woken up. None given, or none that the process may use, lets the thread run anywhere.
+	Processors []int
 	// FailOpen has the kernel accept packets that do not fit into the queue, instead of dropping them.
 	FailOpen bool
 	// MaxLen is how many packets wait in the kernel at most, held ones included (default DefaultMaxLen).
@@ -107,8 +110,6 @@ type Config struct {
 	ReceiveBuffer int
 	// Batch is how many packets are read and answered together at most (default DefaultBatch).
 	Batch int
-	// Spin is how many empty reads precede blocking (default DefaultSpin; negative: none).
-	Spin int
 	// HoldSlots is how many packets are held at most (default DefaultHoldSlots; negative: none). Each costs CopyRange
 	// bytes and a step in the list that the kernel goes through to find an answered packet: up to the default, that is
 	// lost in the noise of BenchmarkHeld.
@@ -128,9 +129,8 @@ func (c Config) withDefaults() (Config, error) {
 	fill(&c.CopyRange, DefaultCopyRange)
 	fill(&c.ReceiveBuffer, DefaultReceiveBuffer)
 	fill(&c.Batch, DefaultBatch)
-	fill(&c.Spin, DefaultSpin)
 	fill(&c.HoldSlots, DefaultHoldSlots)
-	c.Spin, c.HoldSlots = max(c.Spin, 0), max(c.HoldSlots, 0)
+	c.HoldSlots = max(c.HoldSlots, 0)
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
@@ -172,9 +172,8 @@ type Queue struct {
 	cfg     Config
 	handler Handler
 
-	fd    int // netlink socket, non-blocking, not known to Go's poller
-	event int // eventfd that ends the wait
-	poll  [2]unix.PollFd
+	fd   int // netlink socket, not known to Go's poller
+	poll unix.PollFd
 
 	rx    receiver
 	tx    sender
@@ -184,11 +183,11 @@ type Queue struct {
 
 	packet Packet // the one being handled; a local one would go to the heap, as the handler may be anything
 
-	// signals gathers what others want of the loop; event is written when a bit appears.
+	// signals gathers what others want of the loop, which is woken when a bit appears.
 	signals atomic.Uint32
 	started atomic.Bool
 
-	mu     sync.Mutex // guards event against use after close; not taken by the loop
+	mu     sync.Mutex // guards fd in signal against use after close; not taken by the loop
 	closed bool
 }
 
@@ -207,22 +206,13 @@ func Open(cfg Config) (*Queue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open queue %d: %w", cfg.Number, err)
 	}
-	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("open queue %d: eventfd: %w", cfg.Number, err)
-	}
 	q := &Queue{
 		cfg:     cfg,
 		handler: cfg.Handler,
 		fd:      fd,
-		event:   event,
-		poll: [2]unix.PollFd{
-			{Fd: int32(fd), Events: unix.POLLIN},
-			{Fd: int32(event), Events: unix.POLLIN},
-		},
-		rx: newReceiver(cfg.Batch, cfg.CopyRange),
-		tx: newSender(cfg.Number, cfg.Batch),
+		poll:    unix.PollFd{Fd: int32(fd), Events: unix.POLLIN},
+		rx:      newReceiver(cfg.Batch, cfg.CopyRange),
+		tx:      newSender(cfg.Number, cfg.Batch),
 	}
 	q.held.init(cfg.HoldSlots, cfg.CopyRange)
 	return q, nil
@@ -237,12 +227,23 @@ func (q *Queue) Run(ctx context.Context) error {
 	defer q.close()
 	stop := context.AfterFunc(ctx, func() { q.signal(signalStop) })
 	defer stop()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	runtime.LockOSThread() // for good: nobody else shall have a thread that is bound to processors
+	q.pin()
 	if err := q.loop(); err != nil {
 		return fmt.Errorf("run queue %d: %w", q.cfg.Number, err)
 	}
 	return nil
+}
+
+// pin binds the thread to the queue's processors. That it cannot be is no failure: a cpuset may leave none of them.
+func (q *Queue) pin() {
+	var set unix.CPUSet
+	for _, cpu := range q.cfg.Processors {
+		set.Set(cpu)
+	}
+	if set.Count() > 0 {
+		_ = unix.SchedSetaffinity(0, &set)
+	}
 }
 
 // Wake has all packets that are held now handled again, soon and on the queue's thread: what they wait for may be
@@ -259,17 +260,19 @@ func (q *Queue) Close() {
 // Number is the queue number.
 func (q *Queue) Number() uint16 { return q.cfg.Number }
 
-// eventCount is what is added to the eventfd: a number that is not 0 in either byte order.
-var eventCount = []byte{1, 1, 1, 1, 1, 1, 1, 1}
-
+// signal tells the loop. A message that does nothing but ask for an acknowledgement wakes it: the kernel's answer comes
+// to the same socket as the packets, so that the loop has one thing to wait for.
 func (q *Queue) signal(bit uint32) {
 	if q.signals.Or(bit)&bit != 0 {
-		return // the one who set it writes, or the loop saw it
+		return // the one who set it sends, or the loop saw it
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.closed {
-		_, _ = unix.Write(q.event, eventCount) // fails only when the counter is full, which wakes as well
+	for try := 0; !q.closed && try < sendTries; try++ {
+		if _, err := unix.Write(q.fd, wakeMessage); err == nil {
+			return
+		}
+		time.Sleep(time.Millisecond) // want of memory
 	}
 }
 
@@ -278,7 +281,6 @@ func (q *Queue) close() {
 	defer q.mu.Unlock()
 	q.closed = true
 	_ = unix.Close(q.fd)
-	_ = unix.Close(q.event)
 }
 
 // epoch is the zero of Now.

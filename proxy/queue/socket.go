@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -37,13 +38,35 @@ func newReceiver(batch, copyRange int) receiver {
 //
 // RawSyscall does not tell the scheduler, which is right for a call that never sleeps and takes a microsecond: it saves
 // the bookkeeping, and the thread cannot lose its processor in the middle and have to queue for one again.
-func (r *receiver) read(fd int) (int, unix.Errno) {
+func (r *receiver) read(fd int) (int, unix.Errno) { return r.receive(fd, unix.MSG_DONTWAIT) }
+
+// doze waits for the first datagram, but only for a moment (see setDoze), and reads what is there then; EAGAIN says
+// that there was nothing.
+//
+// Other than for a longer sleep, the scheduler is not told. It would take the thread's place among the running ones away
+// after some 20 us, wake up its monitor thread when the next packet comes, and have the two meet: that costs more than a
+// verdict. Package agent adds places for the threads of queues. A collection of garbage that wants all threads to stop
+// sends a signal, which ends the call.
+func (r *receiver) doze(fd int) (int, unix.Errno) { return r.receive(fd, unix.MSG_WAITFORONE) }
+
+func (r *receiver) receive(fd, flags int) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.headers[0])),
-		uintptr(len(r.headers)), unix.MSG_DONTWAIT, 0, 0)
+		uintptr(len(r.headers)), uintptr(flags), 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), 0
+}
+
+// dozeTime is long beside the time between two packets of one busy client, and short beside that after which Go's
+// scheduler would wonder about a thread (10 ms).
+const dozeTime = 2 * time.Millisecond
+
+// setDoze bounds the time that doze waits. With a bound, a signal ends the call, instead of having it begin anew
+// (signal(7)).
+func setDoze(fd int) error {
+	t := unix.NsecToTimeval(int64(dozeTime))
+	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t)
 }
 
 // datagram is the i-th of those read last. One longer than expected is cut, and found broken by its own length.

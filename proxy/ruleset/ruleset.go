@@ -61,8 +61,8 @@ const (
 type Config struct {
 	// Mask is the part of the packet and conntrack marks that the rules own. Required.
 	Mask mark.Layout
-	// QueueFirst is the number of the first NFQUEUE. QueueCount queues (0 means 1) from there share the packets, by a
-	// hash of the two addresses.
+	// QueueFirst is the number of the first NFQUEUE. QueueCount queues (0 means 1) from there share the packets:
+	// those that processor i handles go to the queue with number QueueFirst + i modulo QueueCount.
 	QueueFirst, QueueCount uint16
 	// NameQueue is the number of the NFQUEUE that is shown what pods and DNS servers say to each other; 0 is the one
 	// behind the others.

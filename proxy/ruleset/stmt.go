@@ -3,6 +3,7 @@ package ruleset
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -281,11 +282,15 @@ var (
 	}}
 )
 
-// queueNative sends packets to userspace with nftables' own expression.
+// queueNative sends packets to userspace with nftables' own expression. Of several queues, it takes the one of the
+// processor that handles the packet, counted round and round: the thread that serves it can run right there.
 func queueNative(first, total uint16, bypass bool) stmt {
 	var flags expr.QueueFlag
 	if bypass {
-		flags = expr.QueueFlagBypass
+		flags |= expr.QueueFlagBypass
+	}
+	if total > 1 {
+		flags |= expr.QueueFlagFanout
 	}
 	return stmt{"queue" + queueText(first, total, bypass),
 		[]expr.Any{&expr.Queue{Num: first, Total: total, Flag: flags}}}
@@ -296,7 +301,10 @@ func queueNative(first, total uint16, bypass bool) stmt {
 func queueXt(first, total uint16, bypass bool) stmt {
 	var flags uint16
 	if bypass {
-		flags = nfqFlagBypass
+		flags |= nfqFlagBypass
+	}
+	if total > 1 {
+		flags |= nfqFlagFanout
 	}
 	info := make(xt.Unknown, 0, 8)
 	for _, v := range []uint16{first, total, flags, 0} {
@@ -306,15 +314,25 @@ func queueXt(first, total uint16, bypass bool) stmt {
 		[]expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}}}
 }
 
-const nfqFlagBypass = 0x01 // NFQ_FLAG_BYPASS, linux/netfilter/xt_NFQUEUE.h
+// Flags of linux/netfilter/xt_NFQUEUE.h.
+const (
+	nfqFlagBypass = 0x01 // NFQ_FLAG_BYPASS
+	nfqFlagFanout = 0x02 // NFQ_FLAG_CPU_FANOUT
+)
 
 func queueText(first, total uint16, bypass bool) string {
-	text := fmt.Sprintf(" to %d", first)
-	if total > 1 {
-		text = fmt.Sprintf(" to %d-%d", first, first+total-1)
-	}
+	var flags []string
+	to := strconv.Itoa(int(first))
 	if bypass {
-		text = " flags bypass" + text
+		flags = append(flags, "bypass")
 	}
-	return text
+	if total > 1 {
+		flags = append(flags, "fanout")
+		to = fmt.Sprintf("%d-%d", first, first+total-1)
+	}
+	text := ""
+	if len(flags) > 0 {
+		text = " flags " + strings.Join(flags, ",")
+	}
+	return text + " to " + to
 }
