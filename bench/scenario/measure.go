@@ -77,7 +77,7 @@ func (e *entry) round() error {
 	}
 	job := e.job
 	if e.fresh {
-		job.First = e.next
+		job.First = 1 + e.next // the first of all is the cached one
 	}
 	r, err := e.worker.Do(job)
 	if err != nil {
