@@ -149,6 +149,7 @@ type status struct {
 	Generation, Settled uint32
 	Policies            int
 	Errors              []string
+	Reports             struct{ Elected bool }
 	Sources             []struct {
 		Kind, Error string
 		Synced      bool
@@ -325,6 +326,8 @@ func TestAgent(t *testing.T) {
 		}
 	}
 
+	reports(t, c, n)
+
 	ended = true
 	if err := stop(agent); err != nil {
 		t.Errorf("the agent ends with %v", err)
@@ -338,6 +341,33 @@ func TestAgent(t *testing.T) {
 	}
 	if !strings.Contains(string(said), `"verdict":"deny"`) {
 		t.Error("the flow log has no denied flow")
+	}
+}
+
+// reports looks at what the agent writes under its own rights: it is elected, and tells of what it cannot understand.
+func reports(t *testing.T, c *cluster, n *node) {
+	t.Helper()
+	odd := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: "odd", Annotations: map[string]string{"net.alpha.kubernetes.io/network-isolation": "perhaps"},
+	}}
+	if _, err := c.client.CoreV1().Namespaces().Create(t.Context(), odd, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "an event about what cannot be understood", func() bool {
+		events, err := c.client.EventsV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events.Items {
+			if e.Regarding.Kind == "Namespace" && e.Regarding.Name == "odd" && e.ReportingInstance == nodeName {
+				return true
+			}
+		}
+		return false
+	})
+	lease, err := c.client.CoordinationV1().Leases("firstpacket").Get(t.Context(), "firstpacket", metav1.GetOptions{})
+	if err != nil || !strings.HasPrefix(*lease.Spec.HolderIdentity, nodeName) || !n.status(t).Reports.Elected {
+		t.Errorf("lease %+v, %v; status %+v", lease, err, n.status(t).Reports)
 	}
 }
 

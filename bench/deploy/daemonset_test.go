@@ -137,6 +137,8 @@ func (k *kubelet) environment(t *testing.T, c *cluster) []string {
 			switch path := e.ValueFrom.FieldRef.FieldPath; path {
 			case "spec.nodeName":
 				value = k.name
+			case "metadata.namespace":
+				value = "firstpacket"
 			case "status.hostIP":
 				value = k.address
 			default:

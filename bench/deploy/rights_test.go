@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -35,12 +36,23 @@ func TestRights(t *testing.T) {
 			needed = append(needed, right{k.GVR.Group, k.GVR.Resource, verb, ""})
 		}
 	}
+	// reports are what conditions and events of policies need, pods what events of pods do.
+	reports := []right{{"events.k8s.io", "events", "create", ""}}
+	pods := []right{
+		{"events.k8s.io", "events", "create", ""}, {"events.k8s.io", "events", "patch", ""}, {"", "pods", "get", ""},
+	}
+	for _, resource := range []string{"clusternetworkpolicies", "adminnetworkpolicies", "baselineadminnetworkpolicies"} {
+		for _, verb := range []string{"get", "patch"} {
+			reports = append(reports, right{"policy.networking.k8s.io", resource + "/status", verb, ""})
+		}
+	}
 	c.apply(t, plainManifests)
-	check(t, c, needed)
+	check(t, c, slices.Concat(needed, reports))
 	definitions(t, c)
-	t.Run("with a startup taint", func(t *testing.T) {
+	t.Run("the lease", func(t *testing.T) { checkLease(t, c) })
+	t.Run("with a startup taint and events of pods, without reports", func(t *testing.T) {
 		c.apply(t, fullManifests)
-		check(t, c, append(needed, right{"", "nodes", "get", ""}, right{"", "nodes", "patch", ""}))
+		check(t, c, slices.Concat(needed, pods, []right{{"", "nodes", "get", ""}, {"", "nodes", "patch", ""}}))
 	})
 }
 
@@ -89,6 +101,31 @@ func definitions(t *testing.T, c *cluster) {
 	for _, r := range no {
 		if has[r] {
 			t.Errorf("the agent may %s without need", r)
+		}
+	}
+}
+
+// checkLease: in its own namespace the agent may make leases, and read and change the one of its election.
+func checkLease(t *testing.T, c *cluster) {
+	t.Helper()
+	for _, q := range []struct {
+		namespace, name, verb string
+		may                   bool
+	}{
+		{"firstpacket", "", "create", true}, {"firstpacket", "firstpacket", "get", true},
+		{"firstpacket", "firstpacket", "update", true}, {"firstpacket", "firstpacket", "delete", false},
+		{"firstpacket", "another", "get", false}, {"firstpacket", "another", "update", false},
+		{"firstpacket", "", "list", false}, {"kube-system", "", "create", false},
+		{"kube-system", "firstpacket", "update", false},
+	} {
+		may, err := c.mayDo(t.Context(), user, authorizationv1.ResourceAttributes{
+			Group: "coordination.k8s.io", Resource: "leases", Verb: q.verb, Namespace: q.namespace, Name: q.name,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if may != q.may {
+			t.Errorf("%s lease %s/%s: %v, want %v", q.verb, q.namespace, q.name, may, q.may)
 		}
 	}
 }
@@ -154,9 +191,16 @@ func (c *cluster) allowed(t *testing.T, user string, rights []right) map[right]b
 }
 
 func (c *cluster) may(ctx context.Context, user string, r right) (bool, error) {
+	resource, subresource, _ := strings.Cut(r.resource, "/")
+	return c.mayDo(ctx, user, authorizationv1.ResourceAttributes{
+		Group: r.group, Resource: resource, Subresource: subresource, Verb: r.verb, Name: r.name,
+	})
+}
+
+func (c *cluster) mayDo(ctx context.Context, user string, what authorizationv1.ResourceAttributes) (bool, error) {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: user, Groups: []string{"system:serviceaccounts", "system:authenticated"},
-		ResourceAttributes: &authorizationv1.ResourceAttributes{Group: r.group, Resource: r.resource, Verb: r.verb, Name: r.name},
+		ResourceAttributes: &what,
 	}}
 	answer, err := c.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
@@ -52,12 +53,20 @@ type cluster struct {
 	t      *testing.T
 	lab    *lab.Lab
 	client *kubernetes.Clientset
-	agents map[string]*agents.Agent
+	// dynamic is for kinds that the former does not know.
+	dynamic dynamic.Interface
+	agents  map[string]*agents.Agent
 	// written is the newest resource version, by kind, that the test has written.
 	written map[string]int64
 }
 
 func newCluster(t *testing.T, objects ...topology.Object) *cluster {
+	t.Helper()
+	return newClusterWith(t, nil, nil, objects...)
+}
+
+// newClusterWith gives the agents further arguments, and defines kinds before they start.
+func newClusterWith(t *testing.T, args, definitions []string, objects ...topology.Object) *cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -73,6 +82,11 @@ func newCluster(t *testing.T, objects ...topology.Object) *cluster {
 	c := &cluster{t: t, agents: map[string]*agents.Agent{}, written: map[string]int64{}}
 	c.client, err = kubernetes.NewForConfig(server.Config())
 	c.must(err)
+	c.dynamic, err = dynamic.NewForConfig(server.Config())
+	c.must(err)
+	for _, d := range definitions {
+		c.define(d)
+	}
 	c.lab, err = lab.New(ctx, nil, lab.Options{})
 	c.must(err)
 	t.Cleanup(func() { c.check(c.lab.Close()) })
@@ -85,7 +99,7 @@ func newCluster(t *testing.T, objects ...topology.Object) *cluster {
 	for _, node := range c.lab.Nodes() {
 		c.forward(node.NS, server.URL())
 		a := agents.New(agents.Config{
-			Binary: program, Args: []string{"--kubeconfig", server.Kubeconfig()}, Node: node.Node,
+			Binary: program, Args: append([]string{"--kubeconfig", server.Kubeconfig()}, args...), Node: node.Node,
 			Namespace: node.NS, Starter: starter,
 		})
 		c.agents[node.Node] = a

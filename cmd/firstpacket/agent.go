@@ -11,6 +11,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/agent"
 	"github.com/firstpacket/firstpacket/proxy/flowstream"
 	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -56,6 +57,13 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "",
 		"kubeconfig file to reach the API server with (default: in-cluster configuration)")
 	f.StringVar(&cfg.RemoveTaint, "remove-taint", "", "take the taint with this key off the node once it is protected")
+	f.BoolVar(&cfg.ReportPolicies, "report-policies", false,
+		"write conditions and events of policies, if elected among the agents")
+	f.StringVar(&cfg.LeaseNamespace, "lease-namespace", os.Getenv("POD_NAMESPACE"),
+		"namespace of the Lease by which agents elect (default $POD_NAMESPACE)")
+	f.DurationVar(&cfg.LeaseDuration, "lease-duration", report.DefaultLeaseDuration,
+		"elect another agent when the elected one has not been heard of for so long")
+	f.BoolVar(&cfg.PodEvents, "pod-events", false, "make events on this node's pods whose connections are denied")
 	f.DurationVar(&cfg.StartTimeout, "start-timeout", agent.DefaultStartTimeout,
 		"give up when the cluster's state has not arrived by then")
 	f.StringVar(&cfg.HTTPAddress, "http-address", agent.DefaultHTTPAddress,

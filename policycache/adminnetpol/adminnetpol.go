@@ -65,7 +65,7 @@ func Compile(anp *v1alpha1.AdminNetworkPolicy) *rule.Policy {
 		p.Egress = append(p.Egress, out)
 	}
 	out := tiered.Compile(p)
-	out.SetMode(anp.Annotations)
+	out.SetObject(anp)
 	return out
 }
 
@@ -101,7 +101,7 @@ func CompileBaseline(banp *v1alpha1.BaselineAdminNetworkPolicy) *rule.Policy {
 		p.Egress = append(p.Egress, out)
 	}
 	out := tiered.Compile(p)
-	out.SetMode(banp.Annotations)
+	out.SetObject(banp)
 	return out
 }
 

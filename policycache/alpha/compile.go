@@ -65,7 +65,7 @@ func Compile(np *NetworkPolicy) *isolation.Policy {
 		}
 	}
 	p.Problems = c.problems
-	p.SetMode(np.Annotations)
+	p.SetObject(np)
 	return &isolation.Policy{Rule: p}
 }
 

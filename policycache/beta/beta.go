@@ -89,6 +89,6 @@ func Compile(np *extensionsv1beta1.NetworkPolicy) *isolation.Policy {
 		}
 	}
 	p.Problems = c.problems
-	p.SetMode(np.Annotations)
+	p.SetObject(np)
 	return &isolation.Policy{Rule: p}
 }

@@ -62,7 +62,7 @@ func Compile(cnp *v1alpha2.ClusterNetworkPolicy) *rule.Policy {
 		p.Egress = append(p.Egress, out)
 	}
 	out := tiered.Compile(p)
-	out.SetMode(cnp.Annotations)
+	out.SetObject(cnp)
 	return out
 }
 

@@ -61,7 +61,7 @@ func Compile(np *networkingv1.NetworkPolicy) *rule.Policy {
 		}
 	}
 	p.Problems = c.problems
-	p.SetMode(np.Annotations)
+	p.SetObject(np)
 	return p
 }
 

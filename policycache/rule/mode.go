@@ -1,6 +1,10 @@
 package rule
 
-import "fmt"
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // ModeAnnotation, on a policy object of any dialect, says whether it is enforced.
 const ModeAnnotation = "firstpacket.dev/mode"
@@ -12,9 +16,15 @@ const (
 	ModeAudit = "audit"
 )
 
-// SetMode reads the annotations of the policy's object. A value that is unknown is a problem, and the policy is
+// SetObject reads the metadata of the policy's object.
+func (p *Policy) SetObject(o metav1.Object) {
+	p.Object = Object{UID: string(o.GetUID()), Generation: o.GetGeneration()}
+	p.setMode(o.GetAnnotations())
+}
+
+// setMode reads the annotations of the policy's object. A value that is unknown is a problem, and the policy is
 // enforced: whoever wrote it has not asked for audit.
-func (p *Policy) SetMode(annotations map[string]string) {
+func (p *Policy) setMode(annotations map[string]string) {
 	switch value := annotations[ModeAnnotation]; value {
 	case ModeAudit:
 		p.Audit = true

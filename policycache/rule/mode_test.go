@@ -7,13 +7,13 @@ func TestSetMode(t *testing.T) {
 		"": {}, "enforce": {}, "audit": {audit: true}, "Audit": {problem: true}, "dry-run": {problem: true},
 	} {
 		var p Policy
-		p.SetMode(map[string]string{ModeAnnotation: value})
+		p.setMode(map[string]string{ModeAnnotation: value})
 		if p.Audit != want.audit || (len(p.Problems) > 0) != want.problem {
 			t.Errorf("%q: audit %v, problems %v", value, p.Audit, p.Problems)
 		}
 	}
 	var p Policy
-	if p.SetMode(nil); p.Audit || p.Problems != nil {
+	if p.setMode(nil); p.Audit || p.Problems != nil {
 		t.Errorf("no annotations: %+v", p)
 	}
 }

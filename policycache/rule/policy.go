@@ -121,6 +121,15 @@ type Policy struct {
 	Audit bool
 	// Problems are the parts that could not be understood. The policy is in force all the same, failing closed.
 	Problems []Problem
+	// Object is what the policy was made of; zero where that is no object, and for manifests.
+	Object Object
+}
+
+// Object tells a version of an object from all others.
+type Object struct {
+	UID string
+	// Generation is that of the object's spec (metadata.generation).
+	Generation int64
 }
 
 // Direction is the list of a policy's rules for connections to (Ingress) or from (Egress) its subjects. The first

@@ -28,6 +28,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/metrics"
 	"github.com/firstpacket/firstpacket/proxy/queue"
+	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -51,6 +52,7 @@ type agent struct {
 	flowStream *flowstream.Server // nil without a socket for it
 	traffic    pageTraffic
 	bridges    bridges
+	podEvents  *report.Pods // nil where they are not wanted
 }
 
 // Run enforces until the context ends; then it returns nil and leaves its rules in the kernel. Any other return is an
@@ -246,6 +248,9 @@ func (a *agent) enforce(ctx context.Context) error {
 		return err
 	}
 	defer a.unfollow()
+	if err := a.openReports(); err != nil {
+		return err
+	}
 	first, err := a.firstBatch(ctx, changes)
 	if err != nil {
 		return err
@@ -308,6 +313,12 @@ func (a *agent) follower(ctx context.Context, changes *source.Queue) error {
 	group.Go(func() error { return a.limiter.run(ctx, a.controller.rules, a.cfg.Log) })
 	if a.cfg.RemoveTaint != "" {
 		group.Go(func() error { return a.removeTaint(ctx) })
+	}
+	if w := a.controller.reporter.Load(); w != nil {
+		group.Go(func() error { w.Run(ctx); return nil })
+	}
+	if a.podEvents != nil {
+		group.Go(func() error { a.podEvents.Run(ctx); return nil })
 	}
 	return group.Wait()
 }

@@ -25,6 +25,13 @@ type Config struct {
 	// RemoveTaint is the key of a taint to take off the node once the agent enforces; empty is none. It needs an API
 	// server.
 	RemoveTaint string
+	// ReportPolicies takes part in the election of the agent that writes conditions and events of policies, by a Lease in
+	// LeaseNamespace of LeaseDuration, in whole seconds. It needs an API server.
+	ReportPolicies bool
+	LeaseNamespace string
+	LeaseDuration  time.Duration
+	// PodEvents makes events on pods of this node whose connections are denied. It needs an API server.
+	PodEvents bool
 	// StartTimeout bounds how long the sources may take to deliver the cluster the first time.
 	StartTimeout time.Duration
 
@@ -89,6 +96,13 @@ func (c *Config) validate() (mark.Layout, error) {
 		return layout, errors.New("--manifests and --kubeconfig exclude each other: choose one source of the cluster")
 	case c.Manifests != "" && c.RemoveTaint != "":
 		return layout, errors.New("--remove-taint needs an API server: leave --manifests out")
+	case c.Manifests != "" && (c.ReportPolicies || c.PodEvents):
+		return layout, errors.New("--report-policies and --pod-events need an API server: leave --manifests out")
+	case c.ReportPolicies && c.LeaseNamespace == "":
+		return layout, errors.New("no namespace for the lease: give --lease-namespace, in a DaemonSet from the downward " +
+			"API's metadata.namespace")
+	case c.ReportPolicies && c.LeaseDuration < time.Second:
+		return layout, fmt.Errorf("--lease-duration %s is out of range: use 1s or more", c.LeaseDuration)
 	case c.Queues < 0 || c.Queues > bankStride:
 		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor",
 			c.Queues, bankStride)

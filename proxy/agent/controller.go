@@ -18,6 +18,7 @@ import (
 	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/metrics"
+	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -38,6 +39,7 @@ type controller struct {
 	evaluator *engine.Evaluator
 
 	prewarmer prewarmer
+	reporter  atomic.Pointer[report.Writer] // nil where it is not wanted
 
 	// turn belongs to who changes the table, with the fields below it.
 	turn       sync.Mutex
@@ -253,11 +255,16 @@ func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
 	if err != nil {
 		return
 	}
-	problems := make(map[string][]string, len(c.state.Problems()))
-	for ref, list := range c.state.Problems() {
+	all := c.state.Problems()
+	problems := make(map[string][]string, len(all))
+	for ref, list := range all {
 		for _, p := range list {
 			problems[ref.String()] = append(problems[ref.String()], p.String())
 		}
+	}
+	c.logProblems(c.applied.Problems, problems)
+	if w := c.reporter.Load(); w != nil {
+		w.Changed()
 	}
 	c.applied = applied{
 		Versions: b.Versions, Snapshot: s, Generation: c.generation, At: time.Now(),

@@ -20,8 +20,10 @@ type feed struct {
 	name string
 	// directory is set when the objects come from manifests.
 	directory *manifests.Source
-	kinds     []source.Kind
-	close     func()
+	// api says how to reach the API server that the objects come from; nil for a directory.
+	api   *rest.Config
+	kinds []source.Kind
+	close func()
 }
 
 // digest names the directory's content that the versions stand for; empty for other sources, and while the kinds are
@@ -83,7 +85,9 @@ func (a *agent) openSource(ctx context.Context) (*feed, error) {
 	if err := s.WaitReachable(ctx, a.cfg.StartTimeout); err != nil {
 		return nil, fmt.Errorf("check the address and credentials of the API server: %w", err)
 	}
-	return &feed{Source: s, name: "the API server " + s.Host(), kinds: state.Kinds(), close: func() {}}, nil
+	return &feed{
+		Source: s, name: "the API server " + s.Host(), api: s.Config(), kinds: state.Kinds(), close: func() {},
+	}, nil
 }
 
 func (a *agent) openDirectory() (*feed, error) {

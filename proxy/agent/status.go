@@ -38,10 +38,20 @@ type Status struct {
 	Restored uint64              `json:"restoredFlows"`
 	// SettleSeconds is how long the last carrying through took, from the change being in force for new flows.
 	SettleSeconds float64 `json:"settleSeconds"`
+	// Reports tells of the writing of conditions and events; nil where the agent takes no part in it.
+	Reports *ReportStatus `json:"reports,omitempty"`
 	// Repairs is how often somebody else had changed the table in the kernel and it was written anew.
 	Repairs uint64         `json:"repairs"`
 	Errors  []string       `json:"errors,omitempty"`
 	Sources []SourceStatus `json:"sources"`
+}
+
+// ReportStatus is about conditions and events of policies.
+type ReportStatus struct {
+	// Elected: this agent writes them, for all.
+	Elected bool `json:"elected"`
+	// Written is how many it has written.
+	Written uint64 `json:"written"`
 }
 
 // SourceStatus is the health of one kind of objects.
@@ -96,6 +106,9 @@ func (a *agent) status() Status {
 		Policies: applied.Policies, Problems: applied.Problems, Tuples: a.learned.len(),
 		Revoked: settled.Revoked, Restored: settled.Restored, SettleSeconds: settled.Took.Seconds(),
 		Repairs: a.controller.repairs.Load(),
+	}
+	if w := a.controller.reporter.Load(); w != nil {
+		s.Reports = &ReportStatus{Elected: w.Elected(), Written: w.Written()}
 	}
 	if err := a.ready(); err != nil {
 		s.NotReady = err.Error()

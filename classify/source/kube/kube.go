@@ -74,6 +74,9 @@ func NewForConfig(rc *rest.Config, userAgent string) *Source {
 	return &Source{config: rc}
 }
 
+// Config says how the server is reached, for requests that are no watches. It is a copy.
+func (s *Source) Config() *rest.Config { return rest.CopyConfig(s.config) }
+
 // Host is the server's address, for messages.
 func (s *Source) Host() string { return s.config.Host }
 

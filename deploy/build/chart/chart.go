@@ -107,8 +107,8 @@ func trimLines(text string) string {
 // rank orders kinds by what has to be there before what.
 func rank(kind string) int {
 	return slices.Index([]string{ // kinds that are not listed come first: -1
-		"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap",
-		"Service", "DaemonSet", "ServiceMonitor", "PodMonitor", "PrometheusRule",
+		"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
+		"RoleBinding", "ConfigMap", "Service", "DaemonSet", "ServiceMonitor", "PodMonitor", "PrometheusRule",
 	}, kind)
 }
 

@@ -117,7 +117,8 @@ func TestHelm(t *testing.T) {
 			t.Errorf("%s is in namespace %q", o.Kind, o.Metadata.Namespace)
 		}
 	}
-	if want := []string{"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}; !slices.Equal(kinds, want) {
+	want := []string{"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "DaemonSet"}
+	if !slices.Equal(kinds, want) {
 		t.Errorf("objects %v, want %v", kinds, want)
 	}
 }
