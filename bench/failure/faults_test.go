@@ -165,25 +165,6 @@ func TestQueueOverflow(t *testing.T) {
 	b.asBefore()
 }
 
-// TestPanic: a signal that ends a Go program with all its goroutines' stacks is as good as a panic: the process ends at
-// once, nothing is cleaned up, and the rules stay.
-func TestPanic(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
-	b.apply(admitting("friend"))
-	held := b.flow("friend", "server", probe.TCP, false)
-	b.must(unix.Kill(b.agent().PID(), unix.SIGABRT))
-	eventually(t, "the agent ends", func() bool { return !b.agent().Running() })
-	if r := held.Exchange(); r.Outcome != probe.Reached {
-		t.Errorf("established flow: %v", r)
-	}
-	b.denied("client", "server")
-	ctx, cancel := b.ctx()
-	defer cancel()
-	b.must(b.Start(ctx, "one"))
-	b.asBefore()
-}
-
 // TestFailOpen: by choice, new connections pass while no agent is there to judge them.
 func TestFailOpen(t *testing.T) {
 	t.Parallel()

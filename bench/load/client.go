@@ -40,7 +40,8 @@ type client struct {
 func run(job Job) Result {
 	job.Clients = max(job.Clients, 1)
 	work, ok := map[string]func(*client) error{
-		Connect: (*client).connects, Fire: (*client).fires, Flood: (*client).floods, Request: (*client).requests, Stream: (*client).streams,
+		Connect: (*client).connects, Fire: (*client).fires, Flood: (*client).floods, Request: (*client).requests,
+		Stream:  (*client).streams,
 		Packets: (*client).packets, Flip: (*client).flips,
 	}[job.Kind]
 	if !ok {
@@ -186,7 +187,8 @@ func (c *client) floods() error {
 	defer cancel()
 	t := c.job.Tuples
 	f := wire.Flood{
-		Source: netip.PrefixFrom(t.Sources[0], t.Sources[0].BitLen()), Targets: t.Targets, Interface: "eth0", Rate: c.job.Rate,
+		Source: netip.PrefixFrom(t.Sources[0], t.Sources[0].BitLen()), Targets: t.Targets, Interface: "eth0",
+		Rate: c.job.Rate,
 	}
 	var err error
 	c.result.Begun, err = f.Run(ctx)

@@ -87,6 +87,8 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 	cfg.MarkMask = mark.Default
 	f.Var(maskValue{&cfg.MarkMask}, "mark-mask", "bits of the packet and conntrack marks that firstpacket may use")
 	f.DurationVar(&cfg.HoldTime, "hold-time", agent.DefaultHoldTime, "hold packets of pods not known yet for so long")
+	f.IntVar(&cfg.CacheSize, "cache-size", agent.DefaultCacheSize,
+		"verdicts the kernel keeps, allowed and denied ones of each address family; 100 bytes each")
 	f.BoolVar(&cfg.WaitWhenReplaced, "wait-when-replaced", false,
 		"after another agent took over, stay idle until ended, for supervisors that restart")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log each change that is applied")

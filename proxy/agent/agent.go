@@ -198,14 +198,10 @@ func (a *agent) openKernel() error {
 	return nil
 }
 
-// learnedSize is how far the kernel's set may fill before the oldest tuples leave: the kernel learns a little ahead of
-// userspace.
-const learnedSize = ruleset.DefaultSetSize * 9 / 10
-
 func (a *agent) build() error {
 	threads := a.cfg.queues()
 	var err error
-	if a.learned, err = newLearned(learnedSize, threads); err != nil {
+	if a.learned, err = newLearned(a.cfg.learnedSize(), threads); err != nil {
 		return err
 	}
 	a.publisher = &publisher{}
@@ -240,9 +236,29 @@ func (a *agent) wakeQueues() {
 	}
 }
 
-// enforce waits for the cluster's state, takes the queues and brings the state into force, in this order: rules that
-// divert to a queue nobody serves would drop what should pass.
+// enforce takes the queues, waits for the cluster's state and brings it into force, in this order: rules that divert to
+// a queue nobody serves drop what should pass. What an earlier agent's rules divert to the queues waits in them for the
+// state. An agent that fails open has nobody wait for it.
 func (a *agent) enforce(ctx context.Context) error {
+	bank, opened := 0, false
+	open := func() (err error) {
+		if !opened {
+			bank, err = a.openQueues()
+			opened = err == nil
+		}
+		return err
+	}
+	served := false
+	defer func() {
+		if opened && !served {
+			a.closeQueues()
+		}
+	}()
+	if !a.cfg.failOpen() {
+		if err := open(); err != nil {
+			return err
+		}
+	}
 	changes, err := a.follow(ctx)
 	if err != nil {
 		return err
@@ -255,19 +271,22 @@ func (a *agent) enforce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bank, err := a.openQueues()
-	if err != nil {
+	if err := open(); err != nil {
 		return err
 	}
 	if err := a.own(bank); err != nil {
 		return err
 	}
-	if err := a.controller.install(first); err != nil {
+	if err := a.controller.prepare(first); err != nil {
 		return err
 	}
-	s := a.controller.status()
-	a.cfg.Log.Info().Uint32("generation", s.Generation).Int("policies", s.Policies).
-		Int("pods", len(a.controller.subjects)).Uint16("queue", a.firstQueue(bank)).Msg("enforcing")
+	served = true
+	return a.serveQueues(ctx, changes, first)
+}
+
+// serveQueues answers packets and brings the state into force, the first one and all that follow. The queues are
+// served before the table is written: from that moment on packets come.
+func (a *agent) serveQueues(ctx context.Context, changes *source.Queue, first source.Batch) error {
 	// The queues go on for a while when all else ends because another agent has taken over.
 	serve, stop := context.WithCancel(ctx)
 	defer stop()
@@ -279,13 +298,26 @@ func (a *agent) enforce(ctx context.Context) error {
 	}
 	group.Go(func() error {
 		defer stop()
+		if err := a.controller.install(first); err != nil {
+			return err
+		}
+		s := a.controller.status()
+		a.cfg.Log.Info().Uint32("generation", s.Generation).Int("policies", s.Policies).
+			Int("pods", len(a.controller.subjects)).Uint16("queue", a.firstQueue(a.controller.bank)).Msg("enforcing")
 		err := a.follower(ctx, changes)
 		if errors.Is(err, ruleset.ErrSuperseded) {
 			a.handOver(ctx)
 		}
 		return err
 	})
-	group.Go(func() error { trimMemory(); return nil })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-time.After(trimDelay): // not while packets come in that have waited for this agent
+			trimMemory()
+		}
+		return nil
+	})
 	return group.Wait()
 }
 
@@ -295,6 +327,7 @@ func (a *agent) own(bank int) error {
 	rules, err := ruleset.Open(ruleset.Config{
 		Mask: a.marks, QueueFirst: a.firstQueue(bank), QueueCount: uint16(a.cfg.queues()),
 		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.failOpen(), Audit: a.cfg.Audit, Owner: owner,
+		Features: a.rules.Features(), AllowedSize: uint32(a.cfg.CacheSize), DeniedSize: uint32(a.cfg.CacheSize),
 	})
 	if err != nil {
 		return err

@@ -21,22 +21,35 @@ const bankStride = 64
 // The kernel lets one process have a queue number, so a bank also keeps any two agents that hold the same generation
 // numbers from running at the same time.
 
-// openQueues takes the queues of the first free bank. From here on the kernel queues what earlier rules divert to it.
+// openQueues takes the queues of a free bank. It is the one that the table's rules divert to if the agent that wrote
+// them has gone: from here on packets wait, which the kernel has dropped since.
 func (a *agent) openQueues() (bank int, err error) {
-	for bank := range 2 {
-		queues, err := a.openBank(bank)
-		if err == nil {
+	last, err := a.rules.Generation()
+	if err != nil && !errors.Is(err, ruleset.ErrNotInstalled) {
+		return 0, err
+	}
+	first := bankOf(last, a.marks.Generations())
+	for _, bank := range []int{first, 1 - first} {
+		var queues []*queue.Queue
+		if queues, err = a.openBank(bank); err == nil {
 			a.queues.Store(&queues)
 			if a.serves(1 - bank) {
 				a.cfg.Log.Info().Msg("an agent runs on this node already; taking over from it")
 			}
 			return bank, nil
 		}
-		if bank == 1 || !errors.Is(err, queue.ErrTaken) {
+		if !errors.Is(err, queue.ErrTaken) {
 			return 0, err
 		}
 	}
-	panic("unreachable")
+	return 0, err
+}
+
+// closeQueues gives queues back that never were served.
+func (a *agent) closeQueues() {
+	for _, q := range *a.queues.Load() {
+		q.Close()
+	}
 }
 
 func (a *agent) firstQueue(bank int) uint16 { return a.cfg.QueueNumber + uint16(bank)*bankStride }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"runtime"
@@ -64,6 +65,8 @@ type Config struct {
 	MarkMask uint32
 	// HoldTime is how long a packet from or to a pod not known yet waits for the watch to deliver that pod.
 	HoldTime time.Duration
+	// CacheSize is how many allowed tuples of one address family the kernel keeps, and how many denied ones.
+	CacheSize int
 
 	// WaitWhenReplaced keeps the process, idle, after another agent has taken over, until it is ended. What restarts
 	// processes that end, as a kubelet does, would otherwise have this one take the node back.
@@ -81,6 +84,12 @@ const (
 	DefaultQueueNumber  = 2016
 	DefaultStartTimeout = time.Minute
 	DefaultHoldTime     = time.Second
+	DefaultCacheSize    = ruleset.DefaultSetSize
+)
+
+const (
+	leastCacheSize = 64
+	mostCacheSize  = 1 << 22
 )
 
 // validate returns one sentence on the first thing that cannot work.
@@ -109,6 +118,8 @@ func (c *Config) validate() (mark.Layout, error) {
 	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:
 		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d",
 			c.QueueNumber, 1<<16-bankStride-c.queues())
+	case c.CacheSize != 0 && (c.CacheSize < leastCacheSize || c.CacheSize > mostCacheSize):
+		return layout, fmt.Errorf("--cache-size %d is out of range: use %d to %d", c.CacheSize, leastCacheSize, mostCacheSize)
 	case c.HoldTime <= 0 || c.HoldTime > time.Minute:
 		return layout, fmt.Errorf("--hold-time %s is out of range: use up to 1m", c.HoldTime)
 	}
@@ -117,6 +128,13 @@ func (c *Config) validate() (mark.Layout, error) {
 
 // failOpen tells whether packets pass that no agent judges.
 func (c *Config) failOpen() bool { return c.FailOpen || c.Audit }
+
+// cacheSize resolves the default.
+func (c *Config) cacheSize() int { return cmp.Or(c.CacheSize, DefaultCacheSize) }
+
+// learnedSize is how far the kernel's sets may fill before the oldest tuples leave: the kernel learns a little ahead of
+// userspace.
+func (c *Config) learnedSize() int { return c.cacheSize() * 9 / 10 }
 
 // queues resolves the automatic queue count. More threads than processors only take turns.
 func (c *Config) queues() int {

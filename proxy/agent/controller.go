@@ -46,6 +46,7 @@ type controller struct {
 	generation uint32
 	subjects   map[netip.Addr]ruleset.Subject
 	repairs    atomic.Uint64
+	overruns   atomic.Uint64 // times that notifications of changes to the table were lost
 	// changes is how long changes take until new flows obey.
 	changes metrics.Latency
 
@@ -83,8 +84,8 @@ const (
 	lastRetry  = 2 * time.Second
 )
 
-// install brings the first state into force: the table is made, or an earlier agent's is adopted.
-func (c *controller) install(b source.Batch) error {
+// prepare makes the first state what queue threads judge by. They hold their packets until it is in force.
+func (c *controller) prepare(b source.Batch) error {
 	snapshot, delta := c.state.Apply(b.Changes)
 	if err := c.state.CheckNode(); err != nil {
 		return fmt.Errorf("check --node-name: %w", err)
@@ -101,19 +102,24 @@ func (c *controller) install(b source.Batch) error {
 	}
 	c.generation = nextGeneration(last, c.bank, c.marks.Generations())
 	c.publisher.current.Store(&view{snapshot, c.generation})
+	c.prewarmer.update(snapshot, nil)
+	return nil
+}
+
+// install brings the first state into force: the table is made, or an earlier agent's is adopted.
+func (c *controller) install(b source.Batch) error {
+	snapshot := c.publisher.current.Load().snapshot
 	if err := c.rules.Install(c.want()); err != nil {
 		return err
 	}
-	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, FlushDenied: true}); err != nil {
-		return err
-	}
+	// The table diverts to this agent's queues by now, and takes its verdicts.
 	c.publisher.committed.Store(c.generation)
-	c.record(b, snapshot, nil)
-	c.prewarmer.update(snapshot, nil)
+	c.wake()
 	learn := c.prewarm(snapshot, everything{})
-	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, Learn: learn}); err != nil {
+	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, FlushDenied: true, Learn: learn}); err != nil {
 		return err
 	}
+	c.record(b, snapshot, nil)
 	// What an earlier agent admitted, tuples and flows, is judged again.
 	c.settler.settle(settlement{snapshot: snapshot, generation: c.generation, all: true, adopt: true})
 	return nil

@@ -59,8 +59,8 @@ func (f *fairness) admits(s *engine.Snapshot, flow *packet.Flow, in uint32, now 
 	if now >= f.until {
 		return true
 	}
-	// Addresses from outside are easily forged, so there the share belongs to the pod that is spoken to. Who forges that of
-	// another pod comes in by another interface than that pod.
+	// Addresses from outside are easily forged, so there the share belongs to the pod that is spoken to. Who forges that
+	// of another pod comes in by another interface than that pod.
 	who := ruleset.Source{In: in, Addr: flow.Src}
 	known := s.Endpoint(flow.Src) != nil
 	if !known {

@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/firstpacket/firstpacket/classify/endpoint"
+	"github.com/firstpacket/firstpacket/classify/identity"
 	"github.com/firstpacket/firstpacket/classify/packet"
 	"github.com/firstpacket/firstpacket/policycache/engine"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
 // batchOf judges a batch of packets from each of the sources in turn, and returns how many of each were admitted.
@@ -65,5 +68,30 @@ func TestFairnessAllocatesNothing(t *testing.T) {
 	flow := packet.Flow{Src: netip.MustParseAddr("fd00::1"), Dst: netip.MustParseAddr("fd00::2")}
 	if n := testing.AllocsPerRun(10_000, func() { f.admits(s, &flow, 1, int64(time.Hour)) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestNoisySourcesAreTold(t *testing.T) {
+	m := engine.NewModel(engine.Config{})
+	addr := netip.MustParseAddr("10.0.0.1")
+	m.ApplyEndpoints([]endpoint.Change{{Addr: addr, New: &endpoint.Endpoint{
+		Identity: identity.Intern(identity.Identity{Kind: identity.Pod}), Kind: identity.Pod, Name: "noisy",
+		Addrs: []netip.Addr{addr},
+	}}})
+	s, _ := m.Commit()
+	l := newLimiter()
+	f := &fairness{noisy: l.ring()}
+	for ms := range 100 {
+		batchOf(f, s, time.Hour+time.Duration(ms)*time.Millisecond, crowded, "10.0.0.1", "10.0.0.2")
+	}
+	told := map[netip.Addr]bool{}
+	f.noisy.drain(func(source ruleset.Source) { told[source.Addr] = source.In == 1 })
+	if len(told) != 1 || !told[addr] {
+		t.Errorf("told of %v, want the pod, behind its interface, and not of an address outside", told)
+	}
+	select {
+	case <-l.wake:
+	default:
+		t.Error("nobody is woken up to limit it")
 	}
 }

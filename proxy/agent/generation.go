@@ -21,13 +21,15 @@ type view struct {
 // banks (see
 // bank.go), so the verdicts of one never look like the other's, however late they come.
 func nextGeneration(last uint32, bank, numbers int) uint32 {
-	half := uint32(numbers / 2)
 	for g := last + 1; ; g++ {
-		if g/half%2 == uint32(bank) && g != 0 { // 0 means idle to the publisher
+		if bankOf(g, numbers) == bank && g != 0 { // 0 means idle to the publisher
 			return g
 		}
 	}
 }
+
+// bankOf is the bank that a generation belongs to.
+func bankOf(generation uint32, numbers int) int { return int(generation / uint32(numbers/2) % 2) }
 
 // publisher hands views to queue threads and knows which of them are still in use.
 //

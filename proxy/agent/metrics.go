@@ -25,6 +25,10 @@ func (a *agent) register(r *prometheus.Registry) {
 			Help: "Times somebody else had changed the table and it was written anew.",
 		}, func() float64 { return float64(a.controller.repairs.Load()) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "firstpacket_table_watch_overruns_total",
+			Help: "Times the kernel had no room for its notifications of changes to the table, which was then looked at.",
+		}, func() float64 { return float64(a.controller.overruns.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "firstpacket_shed_packets_total",
 			Help: "Packets dropped unjudged because their source sent more than its share while a queue was crowded.",
 		}, func() float64 {
@@ -55,7 +59,7 @@ func (a *agent) measure() metrics.State {
 	applied, settled := a.controller.status(), a.settler.status()
 	s := metrics.State{
 		Generation: applied.Generation, Settled: settled.Generation,
-		Tuples: a.learned.len(), TuplesLost: a.learned.lostCount(),
+		Tuples: a.learned.len(), TuplesLimit: a.cfg.cacheSize(), TuplesLost: a.learned.lostCount(),
 		Policies: applied.Policies, PolicyProblems: len(applied.Problems),
 		Revoked: settled.Revoked, Restored: settled.Restored,
 		Ready:   a.ready() == nil,

@@ -17,6 +17,8 @@ const (
 	inspectInterval = 30 * time.Second
 	// inspectPause gathers changes that come one after another.
 	inspectPause = 100 * time.Millisecond
+	// fullInterval is how often it is looked whether the verdict cache was full.
+	fullInterval = 5 * time.Second
 )
 
 // guard keeps the table as it should be: it hears of every change that is made to it, by this agent or by others, and
@@ -26,37 +28,48 @@ func (a *agent) guard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	changed := make(chan struct{}, 1)
-	var seen atomic.Uint64
+	s := sightings{changed: make(chan struct{}, 1)}
+	rouse := func() {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return w.Run(func() {
-			seen.Add(1)
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
+		return w.Run(func() { s.seen.Add(1); rouse() }, func() { a.controller.overruns.Add(1); rouse() })
 	})
 	group.Go(func() error {
 		defer w.Close()
-		return a.inspect(ctx, changed, &seen)
+		return a.inspect(ctx, &s)
 	})
 	return group.Wait()
 }
 
-// inspect looks at the table now and then, and after changes of others: seen counts all that there were.
-func (a *agent) inspect(ctx context.Context, changed <-chan struct{}, seen *atomic.Uint64) error {
-	others := func() uint64 { return seen.Load() - a.controller.rules.Commits() }
-	last := others()
-	tick := time.NewTicker(inspectInterval)
+// sightings are the changes to the table that were heard of: seen counts all that there were.
+type sightings struct {
+	changed chan struct{}
+	seen    atomic.Uint64
+}
+
+// inspect looks at the table now and then, after changes of others, and when the kernel lost what it had to tell.
+func (a *agent) inspect(ctx context.Context, s *sightings) error {
+	// Transactions of this agent are heard of like all others.
+	others := func() uint64 { return s.seen.Load() - a.controller.rules.Commits() }
+	last, lost := others(), a.controller.overruns.Load()
+	tick, full := time.NewTicker(inspectInterval), time.NewTicker(fullInterval)
 	defer tick.Stop()
+	defer full.Stop()
+	var unlearnt uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-changed:
+		case <-full.C:
+			unlearnt = a.tellOfFullCache(unlearnt)
+			continue
+		case <-s.changed:
 			// Soon, so that a stranger's change does not last; rarely, as most changes are our own.
 			if err := a.controller.checkOwner(); err != nil {
 				return err
@@ -66,16 +79,32 @@ func (a *agent) inspect(ctx context.Context, changed <-chan struct{}, seen *atom
 				return nil
 			case <-time.After(inspectPause):
 			}
-			now := others()
-			if now == last {
+			now, overruns := others(), a.controller.overruns.Load()
+			if now == last && overruns == lost {
 				continue
 			}
-			last = now
+			if overruns != lost {
+				a.cfg.Log.Warn().Msg("notifications of changes to the ruleset were lost; looking at all of it")
+			}
+			last, lost = now, overruns
 		}
 		if err := a.controller.checkTable(); err != nil {
 			return err
 		}
 	}
+}
+
+// tellOfFullCache logs that verdicts found the cache full since the last call, which returned the count of then.
+func (a *agent) tellOfFullCache(last uint64) uint64 {
+	n, err := a.controller.rules.Counters()
+	if err != nil {
+		return last // no table, which is repaired as soon as it is noticed
+	}
+	if n.Unlearnt > last {
+		a.cfg.Log.Warn().Uint64("verdicts", n.Unlearnt-last).Int("cache-size", a.cfg.cacheSize()).
+			Msg("the kernel's verdict cache was full: what it could not learn is asked for again")
+	}
+	return n.Unlearnt
 }
 
 // checkOwner returns ErrSuperseded when another agent has the table, and nil when that cannot be told.

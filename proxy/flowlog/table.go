@@ -96,8 +96,8 @@ func (t *table) add(rec *Record, now time.Time) {
 		t.open[k] = a
 		t.begin(a, now)
 	}
-	if a.count == 0 {
-		a.srcPort = rec.Src.Port()
+	if a.count == 0 { // whatever an earlier line said: the clock may have been set back since
+		a.srcPort, a.last = rec.Src.Port(), rec.Time
 	}
 	a.count++
 	a.last = max(a.last, rec.Time)

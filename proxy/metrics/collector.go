@@ -37,7 +37,7 @@ type Sources struct {
 // State is what the agent knows of itself when it is asked.
 type State struct {
 	Generation, Settled uint32
-	Tuples              int
+	Tuples, TuplesLimit int
 	TuplesLost          uint64
 	Policies            int
 	PolicyProblems      int
@@ -275,7 +275,7 @@ func (c *collector) state(gauge func(string, float64, ...string), counter func(s
 	}
 	gauge("ready", ready)
 	gauge("cached_tuples", float64(s.Tuples))
-	gauge("cached_tuples_limit", ruleset.DefaultSetSize)
+	gauge("cached_tuples_limit", float64(s.TuplesLimit))
 	counter("cached_tuples_lost_total", s.TuplesLost)
 	gauge("generation", float64(s.Generation))
 	gauge("settled_generation", float64(s.Settled))

@@ -90,7 +90,7 @@ func TestWatchTellsOfOthersChanges(t *testing.T) {
 	b.must(err)
 	told := make(chan struct{}, 100)
 	done := make(chan error, 1)
-	go func() { done <- w.Run(func() { told <- struct{}{} }) }()
+	go func() { done <- w.Run(func() { told <- struct{}{} }, func() { t.Error("messages lost") }) }()
 	defer func() {
 		w.Close()
 		if err := <-done; err != nil {

@@ -82,6 +82,8 @@ type Config struct {
 	// the owner of the table; from then on the transactions of any other owner fail with ErrSuperseded. 0 neither takes
 	// nor checks ownership.
 	Owner uint32
+	// Features are what an earlier Open found, in the same network namespace; the zero value has Open look.
+	Features Features
 	// NetNS is a file descriptor of the network namespace to work in; 0 means the one of the calling thread.
 	NetNS int
 	// Trace, if not nil, is called with each transaction before it is sent; its String method prints it.
@@ -224,11 +226,12 @@ func Open(cfg Config) (*Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	features, err := Probe(cfg.NetNS)
-	if err != nil {
-		return nil, err
+	if cfg.Features == (Features{}) {
+		if cfg.Features, err = Probe(cfg.NetNS); err != nil {
+			return nil, err
+		}
 	}
-	return &Ruleset{cfg: cfg, features: features, layout: newLayout(cfg, features)}, nil
+	return &Ruleset{cfg: cfg, features: cfg.Features, layout: newLayout(cfg, cfg.Features)}, nil
 }
 
 // Commits is the number of transactions made so far. A Watcher tells of each of them, and of those of others.

@@ -35,9 +35,9 @@ func (r *Ruleset) Flush() error {
 	return r.carryOut(r.plan(Update{FlushAllowed: true, FlushDenied: true}))
 }
 
-// Limit has the kernel ask no more than some questions a second about packets of these sources, and drop the rest, until
-// they have kept within that for two seconds. It does nothing where the kernel cannot limit rates (Features.Limit).
-// What is in the verdict cache or established is no question.
+// Limit has the kernel ask no more than some questions a second about packets of these sources, and drop the rest,
+// until they have kept within that for two seconds. It does nothing where the kernel cannot limit rates
+// (Features.Limit). What is in the verdict cache or established is no question.
 func (r *Ruleset) Limit(sources []Source) error {
 	if !r.features.Limit || len(sources) == 0 {
 		return nil

@@ -29,8 +29,8 @@ func Watch(netns int) (*Watcher, error) {
 }
 
 // Run calls changed after each transaction that touched the table, on the calling goroutine, until Close. Where the
-// kernel lost messages it calls it as well.
-func (w *Watcher) Run(changed func()) error {
+// kernel had no room for its messages, so that nobody knows how many transactions there were, it calls lost.
+func (w *Watcher) Run(changed, lost func()) error {
 	touched := false
 	for {
 		messages, err := w.nl.Receive()
@@ -39,7 +39,7 @@ func (w *Watcher) Run(changed func()) error {
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
 			touched = false
-			changed()
+			lost()
 			continue
 		case err != nil:
 			return fmt.Errorf("watch the ruleset: %w", err)

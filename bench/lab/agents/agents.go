@@ -112,6 +112,14 @@ func (a *Agent) Running() bool {
 	}
 }
 
+// Ended is how the last process ended: nil for status 0, and while it runs.
+func (a *Agent) Ended() error {
+	if a.ended == nil || a.Running() {
+		return nil
+	}
+	return a.err
+}
+
 // PID is the number of the running process, 0 if there is none.
 func (a *Agent) PID() int {
 	if !a.Running() {
