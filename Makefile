@@ -66,6 +66,10 @@ test: test-servers build ## Run all tests, with real packets and a real API serv
 test-deploy: need-go ## Run the tests of the chart, the image and the alert rules (a module of its own)
 	@$(GO) test -C deploy/build -timeout 20m $(TESTFLAGS) ./...
 
+.PHONY: test-page
+test-page: need-chromium build ## Run the tests of the web page in Chromium, over a lab (a module of its own; pictures in bench/out)
+	@$(GO) test -C bench/browser -count=1 -timeout 10m $(TESTFLAGS) ./...
+
 .PHONY: test-race
 test-race: need-gcc test-servers build ## Run the tests under the race detector
 	@echo "testing $(PKG) under the race detector"
@@ -96,9 +100,15 @@ bench: build ## Measure everything beside its baselines; the report comes to ben
 benchmark-once: need-go ## Run every Go benchmark once, so that none rots
 	@$(GO) test -run '^$$' -bench . -benchtime 1x $(PKG)
 
+# Modules with code that the main one knows nothing of.
+MODULES := deploy/build bench/browser
+
 .PHONY: lint
 lint: $(CACHE)/golangci-lint ## Check formatting, go.mod, the direction of imports and the chosen lint rules
 	@$(CACHE)/golangci-lint run --allow-parallel-runners $(PKG)
+	@for module in $(MODULES); do \
+		(cd $$module && $(CACHE)/golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yaml ./...); \
+	done
 	@$(GO) mod tidy -diff || { echo "go.mod is not tidy: run go mod tidy" >&2; exit 1; }
 	@echo "lint: nothing to say"
 
@@ -152,6 +162,18 @@ $(CACHE)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum | need-go
 .PHONY: need-go
 need-go:
 	@command -v $(GO) >/dev/null || { echo "Go is needed (see go.mod for the version): https://go.dev/dl" >&2; exit 1; }
+
+.PHONY: need-chromium
+need-chromium:
+	@if ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing chromium to test the web page"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+		else \
+			echo "the test of the web page needs chromium: apt-get install chromium" >&2; exit 1; \
+		fi; \
+	fi
 
 .PHONY: need-gcc
 need-gcc: need-go

@@ -169,7 +169,8 @@ func explain(t *testing.T, b *browser) {
 		t.Errorf("the answer names no policy: %s", text)
 	}
 	b.do(
-		chromedp.Click("#flows tbody tr button", chromedp.ByQuery), chromedp.WaitVisible("#answer pre.deny", chromedp.ByQuery),
+		chromedp.Click("#flows tbody tr button", chromedp.ByQuery),
+		chromedp.WaitVisible("#answer pre.deny", chromedp.ByQuery),
 		chromedp.Evaluate(`document.querySelector("#answer pre").className`, &verdict),
 	)
 	if verdict != "deny" {
@@ -187,7 +188,9 @@ func filter(t *testing.T, b *browser) {
 	if n := b.count("#graph path"); n != 1 {
 		t.Errorf("%d lines match, want 1", n)
 	}
-	b.do(chromedp.Evaluate(`{ const f = document.querySelector("#filter"); f.value = ""; f.dispatchEvent(new Event("input")) }`, nil))
+	b.do(chromedp.Evaluate(
+		`{ const f = document.querySelector("#filter"); f.value = ""; f.dispatchEvent(new Event("input")) }`, nil,
+	))
 	if n := b.count("#flows tbody tr"); n != all {
 		t.Errorf("%d flows without a filter, want %d", n, all)
 	}

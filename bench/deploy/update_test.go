@@ -14,7 +14,7 @@ import (
 )
 
 // TestUpdate updates the pod of a node as the DaemonSet's strategy has it done: the new pod starts beside the old one,
-// with the very arguments and volumes of the template, and the old one is ended once the new one's own probe says ready.
+// with the very arguments and volumes of the template, and the old one is ended once the new one's own probe says so.
 // Meanwhile every allowed connection comes about, at the first attempt, and no forbidden one.
 func TestUpdate(t *testing.T) {
 	n := newNode(t)

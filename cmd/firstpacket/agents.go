@@ -27,7 +27,8 @@ func (f *agentsFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringArrayVar(&f.addresses, "agent", nil,
 		"ask the agent at this address, one of its --http-address: host:port or unix:PATH; repeatable")
-	fs.StringArrayVar(&f.nodes, "node", nil, "ask the agent of this node, through the API server; repeatable (default: all)")
+	fs.StringArrayVar(&f.nodes, "node", nil,
+		"ask the agent of this node, through the API server; repeatable (default: all)")
 	fs.StringVar(&f.namespace, "agents-namespace", fleet.DefaultNamespace, "namespace of the agents' pods")
 	fs.Var(&f.via, "via", "way through the API server: port-forward as kubectl's, or its proxy to the nodes' addresses")
 	complete(cmd, "via", f.via.allowed...)

@@ -36,6 +36,12 @@ func (o *flowsOptions) runFleet(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "firstpacket: warning: %v\n", err)
 	}
 	var sources []flowread.Source
+	var opened []io.Closer
+	defer func() {
+		for _, r := range opened {
+			r.Close()
+		}
+	}()
 	for _, a := range agents {
 		if o.follow {
 			r := a.Follow(ctx, func(err error) { warn(a, err) })
@@ -47,7 +53,7 @@ func (o *flowsOptions) runFleet(cmd *cobra.Command) error {
 			warn(a, err)
 			continue
 		}
-		defer r.Close()
+		opened = append(opened, r)
 		sources = append(sources, flowread.Source{Name: a.Name, Reader: &forgiving{r, func(err error) { warn(a, err) }}})
 	}
 	if len(sources) == 0 {

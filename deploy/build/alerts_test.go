@@ -18,7 +18,8 @@ var promql = parser.NewParser(parser.Options{})
 
 // TestAlerts checks the rules as `promtool check rules` does, and that each says what to do.
 func TestAlerts(t *testing.T) {
-	groups, errs := rulefmt.ParseFile("../alerts/firstpacket.yaml", false, model.UTF8Validation, promql, slog.New(slog.DiscardHandler))
+	groups, errs := rulefmt.ParseFile("../alerts/firstpacket.yaml", false, model.UTF8Validation, promql,
+		slog.New(slog.DiscardHandler))
 	for _, err := range errs {
 		t.Error(err)
 	}

@@ -37,8 +37,8 @@ func Handler(snapshot func() *engine.Snapshot) http.Handler {
 
 var errStarting = errors.New("the agent is starting and has nothing in force yet")
 
-// HandlerOf answers questions about a cluster: GET ?from=&to=&port=&namespace=, with output=text for words, and colour=1
-// for words in colours, instead of JSON.
+// HandlerOf answers questions about a cluster: GET ?from=&to=&port=&namespace=, with output=text for words, and
+// colour=1 for words in colours, instead of JSON.
 func HandlerOf(cluster func(context.Context) (Cluster, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(VerdictHeader, "none")

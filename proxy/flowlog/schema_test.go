@@ -78,8 +78,8 @@ func TestSchema(t *testing.T) {
 
 	good, _, _ := strings.Cut(out.String(), "\n")
 	for old, other := range map[string]string{
-		`"node":"node-a"`: `"node":""`, `"count":1`: `"count":0`, `"ip":"10.244.2.7"`: `"ip":"here"`, `"time":"20`: `"time":"x`,
-		`"verdict":"deny"`: `"verdict":"no"`, `"proto":`: `"protocol":`,
+		`"node":"node-a"`: `"node":""`, `"count":1`: `"count":0`, `"ip":"10.244.2.7"`: `"ip":"here"`,
+		`"time":"20`: `"time":"x`, `"verdict":"deny"`: `"verdict":"no"`, `"proto":`: `"protocol":`,
 	} {
 		bad := strings.Replace(good, old, other, 1)
 		if bad == good || check(bad) == nil {

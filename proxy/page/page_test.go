@@ -44,7 +44,14 @@ func serve(t *testing.T, hub *flowstream.Hub, wrap func(http.Handler) http.Handl
 
 func open(h http.Handler) http.Handler { return h }
 
-func get(t *testing.T, c *http.Client, url, host string) (*http.Response, string) {
+// answer is an answer whose body has been read.
+type answer struct {
+	StatusCode int
+	Status     string
+	Header     http.Header
+}
+
+func get(t *testing.T, c *http.Client, url, host string) (got answer, text string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
@@ -60,7 +67,7 @@ func get(t *testing.T, c *http.Client, url, host string) (*http.Response, string
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(body)
+	return answer{resp.StatusCode, resp.Status, resp.Header}, string(body)
 }
 
 func TestFiles(t *testing.T) {
@@ -98,7 +105,9 @@ func TestFiles(t *testing.T) {
 func TestNothingInline(t *testing.T) {
 	s := serve(t, flowstream.NewHub(0, 0), open)
 	_, html := get(t, s.Client(), s.URL+"/", "")
-	for _, forbidden := range []string{`\sstyle=`, `\son\w+=`, `<style`, `<script(>|\s[^>]*>[^<])`, `(src|href)="(/|\w+:)`} {
+	for _, forbidden := range []string{
+		`\sstyle=`, `\son\w+=`, `<style`, `<script(>|\s[^>]*>[^<])`, `(src|href)="(/|\w+:)`,
+	} {
 		if found := regexp.MustCompile(forbidden).FindString(html); found != "" {
 			t.Errorf("the page has %q", found)
 		}

@@ -148,7 +148,9 @@ func (s *Sum) Graph() Graph {
 	g := Graph{Edges: make([]Edge, 0, len(s.edges)), Policies: make([]Policy, 0, len(s.policies)), LeftOut: s.leftOut}
 	for _, k := range slices.SortedFunc(maps.Keys(s.edges), edgeKey.compare) {
 		t := s.edges[k]
-		g.Edges = append(g.Edges, Edge{From: k.from, To: k.to, Port: k.port, Verdict: k.verdict, Count: t.count, Last: t.last})
+		g.Edges = append(g.Edges, Edge{
+			From: k.from, To: k.to, Port: k.port, Verdict: k.verdict, Count: t.count, Last: t.last,
+		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.policies)) {
 		g.Policies = append(g.Policies, s.policies[name])

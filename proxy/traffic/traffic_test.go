@@ -53,7 +53,8 @@ func TestDenials(t *testing.T) {
 	if len(g.Edges) != 3 || g.Edges[0].Verdict != Allow || g.Edges[1].Count != 10 {
 		t.Errorf("%+v", g.Edges)
 	}
-	if diff := cmp.Diff([]Policy{{Name: "NetworkPolicy/shop/db", Admits: 1, Denied: 10, Would: 2}}, g.Policies); diff != "" {
+	policies := []Policy{{Name: "NetworkPolicy/shop/db", Admits: 1, Denied: 10, Would: 2}}
+	if diff := cmp.Diff(policies, g.Policies); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -20,7 +20,7 @@ var generated = []*regexp.Regexp{
 // Workload is the party that a pod is part of: by its name, since that is all that flow logs have of it.
 func Workload(namespace, pod string) Party {
 	for _, suffix := range generated {
-		if at := suffix.FindStringIndex(pod); at != nil && at[0] > 0 {
+		if at := suffix.FindStringIndex(pod); len(at) > 0 && at[0] > 0 {
 			return Party{Namespace: namespace, Name: pod[:at[0]]}
 		}
 	}

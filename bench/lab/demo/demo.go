@@ -60,7 +60,8 @@ func Run(ctx context.Context, w io.Writer, opts Options) (err error) {
 	began := time.Now()
 	l, err := lab.New(ctx, opts.Objects, lab.Options{
 		Dir: opts.Dir, Bridged: opts.Bridged, Outside: opts.Outside, AgentBinary: opts.AgentBinary,
-		AgentArgs: opts.AgentArgs, Sockets: opts.Sockets, Logf: func(format string, args ...any) { out.printf("note: "+format+"\n", args...) },
+		AgentArgs: opts.AgentArgs, Sockets: opts.Sockets,
+		Logf: func(format string, args ...any) { out.printf("note: "+format+"\n", args...) },
 	})
 	if err != nil {
 		return fmt.Errorf("bring the cluster up: %w", err)

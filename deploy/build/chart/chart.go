@@ -3,6 +3,7 @@
 package chart
 
 import (
+	"context"
 	"bytes"
 	"cmp"
 	"errors"
@@ -44,7 +45,7 @@ func Render(dir string, values map[string]any, r Release) ([]byte, error) {
 		return nil, fmt.Errorf("the library's Release is %T", all["Release"])
 	}
 	release["Service"] = r.Service
-	files, err := engine.Engine{Strict: true}.Render(c, all)
+	files, err := engine.Engine{Strict: true}.RenderWithContext(context.Background(), c, all)
 	if err != nil {
 		return nil, fmt.Errorf("render chart: %w", err)
 	}

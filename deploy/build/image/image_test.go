@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"archive/tar"
 	"debug/buildinfo"
 	"encoding/json"
@@ -152,7 +153,7 @@ func checkImage(t *testing.T, img v1.Image, arch, program string) {
 			}
 			continue
 		}
-		if string(content) != string(want) {
+		if !bytes.Equal(content, want) {
 			t.Error("the program is another one")
 		}
 		// getfattr -e hex -n security.capability, after setcap cap_net_admin+ep.
