@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -23,9 +24,9 @@ const nobody = 65534
 // leastRole makes the test binary give up everything and become the program that its arguments name.
 const leastRole = "FAILURE_TEST_LEAST"
 
-// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, and
-// who can write to no file system: what the manifests in deploy ask of Kubernetes. In a user namespace with no other
-// user, root stays root by number, and has lost root's rights all the same.
+// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, who can
+// write to no file system, and whose system calls are filtered: what the manifests in deploy ask of Kubernetes. In a
+// user namespace with no other user, root stays root by number, and has lost root's rights all the same.
 func becomeLeast(args []string) error {
 	runtime.LockOSThread() // credentials belong to the thread, and exec takes this one's
 	steps := []struct {
@@ -72,6 +73,7 @@ func becomeLeast(args []string) error {
 			return unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_NET_ADMIN, 0, 0)
 		}},
 		{"no new privileges", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
+		{"seccomp filter", denySyscalls},
 		{"exec", func() error { return syscall.Exec(args[0], args, os.Environ()) }},
 	}
 	for _, s := range steps {
@@ -80,6 +82,35 @@ func becomeLeast(args []string) error {
 		}
 	}
 	return nil
+}
+
+// denied are system calls that the default seccomp profile of container runtimes refuses without CAP_SYS_ADMIN and its
+// like (moby, profiles/seccomp), as far as every architecture has them.
+var denied = []uint32{
+	unix.SYS_ACCT, unix.SYS_ADD_KEY, unix.SYS_BPF, unix.SYS_CHROOT, unix.SYS_CLOCK_ADJTIME, unix.SYS_CLOCK_SETTIME,
+	unix.SYS_DELETE_MODULE, unix.SYS_FANOTIFY_INIT, unix.SYS_FINIT_MODULE, unix.SYS_FSCONFIG, unix.SYS_FSMOUNT,
+	unix.SYS_FSOPEN, unix.SYS_INIT_MODULE, unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER, unix.SYS_IO_URING_SETUP,
+	unix.SYS_KCMP, unix.SYS_KEXEC_LOAD, unix.SYS_KEYCTL, unix.SYS_MBIND, unix.SYS_MOUNT, unix.SYS_MOUNT_SETATTR,
+	unix.SYS_MOVE_MOUNT, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_OPEN_TREE, unix.SYS_PERF_EVENT_OPEN, unix.SYS_PIVOT_ROOT,
+	unix.SYS_PTRACE, unix.SYS_QUOTACTL, unix.SYS_REBOOT, unix.SYS_REQUEST_KEY, unix.SYS_SETDOMAINNAME,
+	unix.SYS_SETHOSTNAME, unix.SYS_SETNS, unix.SYS_SETTIMEOFDAY, unix.SYS_SWAPOFF, unix.SYS_SWAPON, unix.SYS_SYSLOG,
+	unix.SYS_UMOUNT2, unix.SYS_UNSHARE, unix.SYS_USERFAULTFD, unix.SYS_VHANGUP,
+}
+
+// denySyscalls has the kernel kill the process, and what it becomes, at the first of the denied calls.
+func denySyscalls() error {
+	// seccomp(2): struct seccomp_data begins with the number of the call.
+	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}}
+	for i, number := range denied {
+		filter = append(filter, unix.SockFilter{
+			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: number, Jt: uint8(len(denied) - i),
+		})
+	}
+	filter = append(filter,
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_KILL_PROCESS})
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
 
 // otherUsers tells whether there is any user but root.
@@ -143,7 +174,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
 	b.must(err)
-	want := []string{"NoNewPrivs:\t1", "CapEff:\t0000000000001000", "CapPrm:\t0000000000001000"}
+	want := []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000001000", "CapPrm:\t0000000000001000"}
 	if otherUsers() {
 		want = append(want, "Uid:\t65534\t65534\t65534\t65534")
 	}
