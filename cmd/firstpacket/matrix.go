@@ -14,6 +14,7 @@ import (
 func newMatrix() *cobra.Command {
 	var flags clusterflags.Flags
 	var selectors, ports, addresses []string
+	var nodes bool
 	cmd := &cobra.Command{
 		Use:   "matrix [-n NAMESPACE | --selector SELECTOR ...] [--port PORT ...]",
 		Short: "Show who reaches whom",
@@ -21,9 +22,10 @@ func newMatrix() *cobra.Command {
 
 Rows and columns are the namespaces; with -n, the pods of that namespace, those with equal labels as one; with
 --selector, once for each, the pods that it matches, in the namespace of -n or in all. --address adds an address outside
-of the cluster. Without --port every port is asked for, and the cells name the ranges that are allowed.
+of the cluster, and --nodes the nodes, which are the pods on the host network too: policies cannot tell these from their
+node. A node and its own pods always reach each other and are not counted. Without --port every port is asked for, and the cells name the ranges that are allowed.
 
-Nodes and pods on the host network are left out. Exit status: 0 success, 1 failure, 2 wrong usage.`,
+Exit status: 0 success, 1 failure, 2 wrong usage.`,
 		Example: `  # namespaces of the current context's cluster
   firstpacket matrix
 
@@ -40,6 +42,7 @@ Nodes and pods on the host network are left out. Exit status: 0 success, 1 failu
 	f.StringArrayVarP(&selectors, "selector", "l", nil, "label selector of pods that are one row and column; repeatable")
 	f.StringArrayVarP(&ports, "port", "p", nil, "port to ask for, like 80/TCP or ICMP; repeatable (default: every port)")
 	f.StringArrayVar(&addresses, "address", nil, "address outside of the cluster that is one row and column; repeatable")
+	f.BoolVar(&nodes, "nodes", false, "nodes, and so pods on the host network, are one row and column")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var opts reach.Options
 		for _, text := range ports {
@@ -63,6 +66,9 @@ Nodes and pods on the host network are left out. Exit status: 0 success, 1 failu
 				return errUsage{fmt.Errorf("--address: %w", err)}
 			}
 			more = append(more, reach.Address(a))
+		}
+		if nodes {
+			more = append(more, reach.Nodes())
 		}
 		c, err := flags.Load(cmd.Context(), userAgent(), cmd.ErrOrStderr())
 		if err != nil {

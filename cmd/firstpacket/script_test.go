@@ -50,6 +50,8 @@ func TestScripts(t *testing.T) {
 			"status": expectStatus,
 			"agent":  startAgent,
 			"stream": startStream,
+
+			"serveflows": serveFlows,
 		},
 	})
 }
@@ -127,4 +129,17 @@ func startStream(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(os.RemoveAll(dir))
 	})
 	ts.Setenv("SOCKET", path)
+}
+
+// serveFlows serves the lines of a file as an agent does, at $NAME: serveflows NAME FILE.
+func serveFlows(ts *testscript.TestScript, _ bool, args []string) {
+	hub := flowstream.NewHub(0, 0)
+	for line := range strings.Lines(ts.ReadFile(args[1])) {
+		hub.Publish([]byte(line))
+	}
+	mux := http.NewServeMux()
+	mux.Handle(flowstream.Path, flowstream.Handler(hub))
+	srv := httptest.NewServer(mux)
+	ts.Defer(srv.Close)
+	ts.Setenv(args[0], strings.TrimPrefix(srv.URL, "http://"))
 }

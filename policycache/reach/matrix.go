@@ -14,12 +14,14 @@ import (
 	"github.com/firstpacket/firstpacket/policycache/engine"
 )
 
-// Group is one row and column of a matrix: pods, or an address outside of the cluster.
+// Group is one row and column of a matrix: pods, nodes, or an address outside of the cluster.
 type Group struct {
 	Name string `json:"name"`
-	// Pods counts the addresses of pods in the group.
-	Pods int `json:"pods"`
+	// Pods counts the addresses of pods in the group, Nodes those of nodes.
+	Pods  int `json:"pods"`
+	Nodes int `json:"nodes,omitempty"`
 
+	kind    identity.Kind // of all members; zero stands for pods
 	selects func(*endpoint.Endpoint) bool
 	address netip.Addr
 	classes []*class
@@ -73,6 +75,12 @@ func Selection(selector, namespace string) (Group, error) {
 		id := ep.Identity.Identity()
 		return (namespace == "" || ep.Namespace == namespace) && sel.Matches(labels.Set(id.Labels.Map()))
 	}}, nil
+}
+
+// Nodes makes a group of all nodes, and so of the pods on the host network: they have their node's addresses. A node and
+// its own pods always reach each other, so they are no pair of any cell.
+func Nodes() Group {
+	return Group{Name: "nodes", kind: identity.Node, selects: func(*endpoint.Endpoint) bool { return true }}
 }
 
 // Address makes a group of one address outside of the cluster.
@@ -147,8 +155,13 @@ func (g *Group) fill(all []*class) {
 		return
 	}
 	for _, c := range all {
-		if c.judged() && g.selects(c.members[0].ep) {
-			g.classes = append(g.classes, c)
+		if c.kind() != cmp.Or(g.kind, identity.Pod) || !g.selects(c.members[0].ep) {
+			continue
+		}
+		g.classes = append(g.classes, c)
+		if g.kind == identity.Node {
+			g.Nodes += len(c.members)
+		} else {
 			g.Pods += len(c.members)
 		}
 	}
