@@ -75,6 +75,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := a.openKernel(); err != nil {
 		return err
 	}
+	defer a.rules.Close()
 	if err := a.build(); err != nil {
 		return err
 	}
@@ -277,6 +278,8 @@ func (a *agent) enforce(ctx context.Context) error {
 	if err := a.own(bank); err != nil {
 		return err
 	}
+	defer a.controller.rules.Close()
+	defer a.settler.close()
 	if err := a.controller.prepare(first); err != nil {
 		return err
 	}

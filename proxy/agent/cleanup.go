@@ -17,6 +17,7 @@ func Cleanup(mask uint32) (flows int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	defer rules.Close()
 	// First the table: it would mark new flows.
 	if err := rules.Cleanup(); err != nil {
 		return 0, err

@@ -29,6 +29,8 @@ type settler struct {
 	evaluator *engine.Evaluator
 	flows     *flowlog.Ring
 	clock     *clock
+	// table is run's, nil until it is needed.
+	table *conntrack.Conn
 
 	mu      sync.Mutex
 	pending *settlement
@@ -103,10 +105,17 @@ func (s *settler) rouse() {
 // learnInterval is how often admitted tuples are taken from the queue threads' rings when nothing else happens.
 const learnInterval = 100 * time.Millisecond
 
+// settlePause lies between a change and the pass that follows it, so that changes that come together share one, and
+// the first flows to obey are not in its way: whoever walks the conntrack table holds back all packets on his
+// processor until he has found a message full of flows, or the end of the table (ctnetlink_dump_table). For the same
+// reason no pass follows another before as much time has gone by as it took.
+const settlePause = 5 * time.Millisecond
+
 // run works until the context ends.
 func (s *settler) run(ctx context.Context) error {
 	tick := time.NewTicker(learnInterval)
 	defer tick.Stop()
+	var took time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -117,9 +126,16 @@ func (s *settler) run(ctx context.Context) error {
 				return err
 			}
 		case <-s.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(max(settlePause, took)):
+			}
+			began := time.Now()
 			if err := s.pass(ctx); err != nil {
 				return err
 			}
+			took = time.Since(began)
 		}
 	}
 }
@@ -225,11 +241,15 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	table, err := conntrack.Open(0)
+	table, err := s.conntrack()
 	if err != nil {
 		return 0, 0, err
 	}
-	defer table.Close()
+	defer func() {
+		if err != nil {
+			s.close() // what is left in its socket must not be read as the next answer
+		}
+	}()
 	var cut, back, keep, loose []conntrack.Flow
 	err = table.Dump(conntrack.Filter{}, func(f *conntrack.Flow) bool {
 		t := f.Policy()
@@ -275,6 +295,24 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 	}
 	_, err = table.SetMarks(loose, 0, s.marks.Mask())
 	return uint64(n), uint64(m), err
+}
+
+// conntrack is the table of flows, which stays open: see ruleset.link for what closing a netfilter socket costs.
+func (s *settler) conntrack() (*conntrack.Conn, error) {
+	if s.table != nil {
+		return s.table, nil
+	}
+	var err error
+	s.table, err = conntrack.Open(0)
+	return s.table, err
+}
+
+// close gives the socket back; the settler must not run.
+func (s *settler) close() {
+	if s.table != nil {
+		s.table.Close()
+		s.table = nil
+	}
 }
 
 // isolates tells whether a policy had a say in the verdict. Such a flow is marked as admitted though no packet of it

@@ -106,7 +106,7 @@ func bare(t testing.TB, change ...func(*Config)) *Ruleset {
 
 func (r *Ruleset) alter(t testing.TB, f func(*nftables.Conn)) {
 	t.Helper()
-	c, err := conn(r.cfg.NetNS)
+	c, err := connect(r.cfg.NetNS)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func (r *Ruleset) alter(t testing.TB, f func(*nftables.Conn)) {
 
 func (r *Ruleset) rules(t testing.TB, name string) []*nftables.Rule {
 	t.Helper()
-	c, err := conn(r.cfg.NetNS)
+	c, err := connect(r.cfg.NetNS)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,7 +403,7 @@ func TestProbe(t *testing.T) {
 	if s := f.String(); s != "queue=native limit=yes" && s != "queue=xt limit=yes" {
 		t.Errorf("features %q", s)
 	}
-	c, err := conn(int(ns.Handle()))
+	c, err := connect(int(ns.Handle()))
 	if err != nil {
 		t.Fatal(err)
 	}

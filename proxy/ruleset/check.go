@@ -83,11 +83,11 @@ func (c *checker) chains() error {
 }
 
 func (c *checker) read(ch *nftables.Chain) ([]*nftables.Rule, error) {
-	conn, err := conn(c.r.cfg.NetNS)
-	if err != nil {
-		return nil, err
-	}
-	rules, err := conn.GetRules(c.r.layout.table, ch)
+	var rules []*nftables.Rule
+	err := c.r.reads.do(func(conn *nftables.Conn) (err error) {
+		rules, err = conn.GetRules(c.r.layout.table, ch)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list chain %s: %w", ch.Name, err)
 	}

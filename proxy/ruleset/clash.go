@@ -37,7 +37,7 @@ func (e *MaskClashError) Unwrap() error { return ErrMaskClash }
 // It cannot see the rules of iptables-legacy, of tc and of eBPF programs, nor marks that programs set on their sockets.
 // Rules that the netlink library cannot read are passed over.
 func (r *Ruleset) CheckMask(m mark.Layout) error {
-	c, err := conn(r.cfg.NetNS)
+	c, err := connect(r.cfg.NetNS)
 	if err != nil {
 		return fmt.Errorf("look for clashing marks: %w", err)
 	}
@@ -50,7 +50,7 @@ func (r *Ruleset) CheckMask(m mark.Layout) error {
 			continue
 		}
 		// A fresh connection for each chain: what is left on one after a failure must not be read as the next answer.
-		c, err := conn(r.cfg.NetNS)
+		c, err := connect(r.cfg.NetNS)
 		if err != nil {
 			return fmt.Errorf("look for clashing marks: %w", err)
 		}

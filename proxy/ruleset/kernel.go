@@ -39,44 +39,47 @@ func (k *kernelTable) set(name string) *nftables.Set {
 // read lists the table's chains, sets and objects, without rules and elements.
 func (r *Ruleset) read() (*kernelTable, error) {
 	k := &kernelTable{}
-	c, err := conn(r.cfg.NetNS)
-	if err != nil {
+	if err := r.reads.do(func(c *nftables.Conn) error { return k.read(c, r.layout.table) }); err != nil {
 		return nil, err
-	}
-	tables, err := c.ListTablesOfFamily(r.layout.table.Family)
-	if err != nil {
-		return nil, fmt.Errorf("list tables: %w", err)
-	}
-	k.present = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.layout.table.Name })
-	if !k.present {
-		return k, nil
-	}
-	chains, err := c.ListChainsOfTableFamily(r.layout.table.Family)
-	if err != nil {
-		return nil, fmt.Errorf("list chains: %w", err)
-	}
-	for _, ch := range chains {
-		if ch.Table.Name == r.layout.table.Name {
-			k.chains = append(k.chains, ch)
-		}
-	}
-	if k.sets, err = c.GetSets(r.layout.table); err != nil {
-		return nil, fmt.Errorf("list sets: %w", err)
-	}
-	k.sets = slices.DeleteFunc(k.sets, func(s *nftables.Set) bool { return s.Anonymous })
-	if k.objects, err = c.GetNamedObjects(r.layout.table); err != nil {
-		return nil, fmt.Errorf("list objects: %w", err)
 	}
 	return k, nil
 }
 
+func (k *kernelTable) read(c *nftables.Conn, table *nftables.Table) error {
+	tables, err := c.ListTablesOfFamily(table.Family)
+	if err != nil {
+		return fmt.Errorf("list tables: %w", err)
+	}
+	k.present = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name })
+	if !k.present {
+		return nil
+	}
+	chains, err := c.ListChainsOfTableFamily(table.Family)
+	if err != nil {
+		return fmt.Errorf("list chains: %w", err)
+	}
+	for _, ch := range chains {
+		if ch.Table.Name == table.Name {
+			k.chains = append(k.chains, ch)
+		}
+	}
+	if k.sets, err = c.GetSets(table); err != nil {
+		return fmt.Errorf("list sets: %w", err)
+	}
+	k.sets = slices.DeleteFunc(k.sets, func(s *nftables.Set) bool { return s.Anonymous })
+	if k.objects, err = c.GetNamedObjects(table); err != nil {
+		return fmt.Errorf("list objects: %w", err)
+	}
+	return nil
+}
+
 // content reads the elements of a set.
 func (r *Ruleset) content(s *nftables.Set) ([]nftables.SetElement, error) {
-	c, err := conn(r.cfg.NetNS)
-	if err != nil {
-		return nil, err
-	}
-	list, err := c.GetSetElements(s)
+	var list []nftables.SetElement
+	err := r.reads.do(func(c *nftables.Conn) (err error) {
+		list, err = c.GetSetElements(s)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list set %s: %w", s.Name, err)
 	}

@@ -33,9 +33,9 @@ func (f Features) String() string {
 // It asks by making a rule in a table of another name and deleting the table in the same transaction, so nothing of it
 // is ever visible. Its errors are ErrPermission, ErrNoTables and ErrNoQueue, and those of the netlink socket.
 func Probe(netns int) (Features, error) {
-	c, err := conn(netns)
+	c, err := connect(netns)
 	if err != nil {
-		return Features{}, fmt.Errorf("open netlink: %w", err)
+		return Features{}, err
 	}
 	if _, err := c.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
 		if errors.Is(err, unix.EINVAL) { // nfnetlink_rcv_msg: nobody has registered for nftables
@@ -69,7 +69,9 @@ func accepts(netns int, s stmt) (bool, error) {
 	t.addChain(c)
 	t.addRule(c, do(s))
 	t.deleteTable()
-	err := t.send(netns)
+	once := link{netns: netns}
+	defer once.close()
+	err := once.do(t.send)
 	switch {
 	case err == nil:
 		return true, nil

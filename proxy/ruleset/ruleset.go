@@ -217,6 +217,8 @@ type Ruleset struct {
 	features Features
 	layout   *layout
 	commits  atomic.Uint64
+	// writes carries transactions, and reads what is looked up, which may take longer.
+	writes, reads link
 }
 
 // Open probes the kernel and returns the ruleset that fits it. It changes nothing that remains. Its errors wrap
@@ -231,7 +233,16 @@ func Open(cfg Config) (*Ruleset, error) {
 			return nil, err
 		}
 	}
-	return &Ruleset{cfg: cfg, features: cfg.Features, layout: newLayout(cfg, cfg.Features)}, nil
+	return &Ruleset{
+		cfg: cfg, features: cfg.Features, layout: newLayout(cfg, cfg.Features),
+		writes: link{netns: cfg.NetNS}, reads: link{netns: cfg.NetNS},
+	}, nil
+}
+
+// Close gives the sockets back. The rules stay, and so does the Ruleset: its next use opens sockets anew.
+func (r *Ruleset) Close() {
+	r.writes.close()
+	r.reads.close()
 }
 
 // Commits is the number of transactions made so far. A Watcher tells of each of them, and of those of others.

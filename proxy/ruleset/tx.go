@@ -11,7 +11,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -237,25 +236,8 @@ func fieldText(f nftables.SetDatatype, b []byte) string {
 	return hex.EncodeToString(b)
 }
 
-// conn opens a connection for one transaction or one reading: an error sticks to a connection.
-func conn(netns int) (*nftables.Conn, error) {
-	return nftables.New(nftables.WithNetNSFd(netns), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		if err := c.SetReadBuffer(socketBuffer); err != nil {
-			return err
-		}
-		if err := c.SetWriteBuffer(socketBuffer); err != nil {
-			return err
-		}
-		return c.SetDeadline(time.Now().Add(patience))
-	}))
-}
-
 // send applies the transaction once.
-func (t *tx) send(netns int) error {
-	c, err := conn(netns)
-	if err != nil {
-		return err
-	}
+func (t *tx) send(c *nftables.Conn) error {
 	for _, o := range t.ops {
 		if err := o.apply(c); err != nil {
 			return fmt.Errorf("%s: %w", o.text, err)
@@ -275,7 +257,7 @@ func (r *Ruleset) commit(build func() (*tx, error)) error {
 			if r.cfg.Trace != nil {
 				r.cfg.Trace(t)
 			}
-			err = t.send(r.cfg.NetNS)
+			err = r.writes.do(t.send)
 		}
 		if err == nil && len(t.ops) > 0 {
 			r.commits.Add(1)
