@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/proxy/conntrack"
+	"github.com/firstpacket/firstpacket/proxy/established"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
@@ -237,7 +237,7 @@ func (s *settler) forget(ctx context.Context, w *settlement) error {
 
 // revoke marks the established flows that are no longer allowed, and admits those that are again.
 func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
-	local, err := localAddresses()
+	local, err := established.LocalAddresses()
 	if err != nil {
 		return 0, 0, err
 	}
@@ -256,10 +256,10 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		if !w.contains(t.Src) && !w.contains(t.Dst) {
 			return true
 		}
-		if local.contains(t.Src) {
+		if _, own := local[t.Src]; own {
 			return true // the node always reaches its pods
 		}
-		v := s.judge(w.snapshot, f, local)
+		v := established.Judge(s.evaluator, w.snapshot, f, local)
 		if v.Would() != v.Action {
 			s.reportWould(&v, f)
 		}
@@ -326,17 +326,6 @@ func isolates(v *engine.Verdict) bool {
 	return false
 }
 
-// judge asks for the verdict of an established flow. Conntrack knows who opened it, except for TCP that it picked up in
-// the middle.
-func (s *settler) judge(snap *engine.Snapshot, f *conntrack.Flow, local affectedSet) engine.Verdict {
-	flow := f.Policy()
-	hook := engine.Forward
-	if local.contains(flow.Dst) {
-		hook = engine.Input
-	}
-	return s.evaluator.Judge(snap, &flow, hook, true)
-}
-
 // revokedReason is the reason in the flow log; the engine's says why.
 type revokedReason struct{}
 
@@ -352,9 +341,6 @@ func (s *settler) report(v *engine.Verdict, f *conntrack.Flow) {
 // reportWould tells what would become of an established flow if nothing was in audit mode. It may be the only packet of
 // a long-lived flow that anybody looks at before its policy is enforced.
 func (s *settler) reportWould(v *engine.Verdict, f *conntrack.Flow) {
-	if s.flows == nil {
-		return
-	}
 	flow, e := f.Policy(), v.Enforced()
 	r := recordOf(&e, &flow)
 	r.Verdict, r.Time = engine.Hypothetical(e.Action), s.clock.wall()
@@ -367,19 +353,4 @@ func (s *settler) reportWould(v *engine.Verdict, f *conntrack.Flow) {
 // tupleAllowed tells whether a cached tuple is still allowed.
 func tupleAllowed(ev *engine.Evaluator, s *engine.Snapshot, t ruleset.Tuple) bool {
 	return judgeTuple(ev, s, t).Action == engine.Allow
-}
-
-// localAddresses are the addresses of this node's own interfaces.
-func localAddresses() (addresses, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	set := addresses{}
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			set[p.Addr().Unmap().WithZone("")] = struct{}{}
-		}
-	}
-	return set, nil
 }
