@@ -32,8 +32,8 @@ func LocalAddresses() (map[netip.Addr]struct{}, error) {
 	return set, nil
 }
 
-// Judge gives the verdict of an established flow; local says where its packets are delivered. Conntrack knows who opened
-// it, except for TCP that it picked up in the middle.
+// Judge gives the verdict of an established flow; local are the addresses of this node. Conntrack knows who opened it,
+// except for TCP that it picked up in the middle.
 func Judge(
 	ev *engine.Evaluator, s *engine.Snapshot, f *conntrack.Flow, local map[netip.Addr]struct{},
 ) engine.Verdict {
