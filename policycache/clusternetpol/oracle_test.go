@@ -25,6 +25,8 @@ import (
 type oracle struct {
 	cnps []*v1alpha2.ClusterNetworkPolicy
 	nps  []*networkingv1.NetworkPolicy
+	// legacy are the alpha and the beta.
+	legacy []legacy
 }
 
 var podLabels = map[string]labels.Set{"web": {"app": "web"}, "db": {"app": "db", "tier": "back"}, "plain": {}}
@@ -184,6 +186,12 @@ func (o *oracle) networkPolicy(peer, pod string, ingress bool) (isolated, allows
 			for _, r := range p.Spec.Egress {
 				allows = allows || podMatches(r.To[0].NamespaceSelector, everything, peer)
 			}
+		}
+	}
+	for i := range o.legacy {
+		if ingress {
+			closed, open := o.legacy[i].ingress(peer, pod)
+			isolated, allows = isolated || closed, allows || open
 		}
 	}
 	return isolated, allows
