@@ -24,9 +24,9 @@ const nobody = 65534
 // leastRole makes the test binary give up everything and become the program that its arguments name.
 const leastRole = "FAILURE_TEST_LEAST"
 
-// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, who can
-// write to no file system, and whose system calls are filtered: what the manifests in deploy ask of Kubernetes. In a
-// user namespace with no other user, root stays root by number, and has lost root's rights all the same.
+// becomeLeast runs the program as an ordinary user whose one capability is CAP_NET_ADMIN, who can gain no other, who
+// can write to no file system, and whose system calls are filtered: what the manifests in deploy ask of Kubernetes. In
+// a user namespace with no other user, root stays root by number, and has lost root's rights all the same.
 func becomeLeast(args []string) error {
 	runtime.LockOSThread() // credentials belong to the thread, and exec takes this one's
 	steps := []struct {
