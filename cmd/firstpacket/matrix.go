@@ -23,7 +23,8 @@ func newMatrix() *cobra.Command {
 Rows and columns are the namespaces; with -n, the pods of that namespace, those with equal labels as one; with
 --selector, once for each, the pods that it matches, in the namespace of -n or in all. --address adds an address outside
 of the cluster, and --nodes the nodes, which are the pods on the host network too: policies cannot tell these from their
-node. A node and its own pods always reach each other and are not counted. Without --port every port is asked for, and the cells name the ranges that are allowed.
+node. A node and its own pods always reach each other and are not counted. Without --port every port is asked for, and
+the cells name the ranges that are allowed.
 
 Exit status: 0 success, 1 failure, 2 wrong usage.`,
 		Example: `  # namespaces of the current context's cluster

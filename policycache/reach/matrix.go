@@ -77,8 +77,8 @@ func Selection(selector, namespace string) (Group, error) {
 	}}, nil
 }
 
-// Nodes makes a group of all nodes, and so of the pods on the host network: they have their node's addresses. A node and
-// its own pods always reach each other, so they are no pair of any cell.
+// Nodes makes a group of all nodes, and so of the pods on the host network: they have their node's addresses. A node
+// and its own pods always reach each other, so they are no pair of any cell.
 func Nodes() Group {
 	return Group{Name: "nodes", kind: identity.Node, selects: func(*endpoint.Endpoint) bool { return true }}
 }

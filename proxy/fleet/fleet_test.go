@@ -153,7 +153,7 @@ func TestAnswers(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := At("unix:"+filepath.Join(t.TempDir(), "none")).Get(ctx, "/status", nil); err == nil {
+	if err := At("unix:"+filepath.Join(t.TempDir(), "none")).JSON(ctx, "/status", &v); err == nil {
 		t.Error("nobody answers")
 	}
 }
