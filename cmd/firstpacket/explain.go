@@ -91,14 +91,14 @@ func explainHere(
 }
 
 func explainByAgent(cmd *cobra.Command, address string, q explain.Question, output string) (engine.Action, error) {
-	ctx, client, cancel := toAgent(cmd.Context())
+	ctx, client, host, cancel := toAgent(cmd.Context(), address)
 	defer cancel()
 	var style *term.Style
 	if output != "json" {
 		s := terminal.Style(cmd.OutOrStdout())
 		style = &s
 	}
-	r, err := explain.AskAgent(ctx, client, address, q, style)
+	r, err := explain.AskAgent(ctx, client, host, q, style)
 	if err != nil {
 		return engine.Deny, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/firstpacket/firstpacket/proxy/agent"
+	"github.com/firstpacket/firstpacket/proxy/fleet"
 )
 
 // choice is the value of a flag that takes one of a few words.
@@ -49,19 +50,22 @@ func complete(cmd *cobra.Command, flag string, words ...string) {
 
 // agentFlag adds --agent.
 func agentFlag(cmd *cobra.Command, address *string, def string) {
-	cmd.Flags().StringVar(address, "agent", def, "ask the agent that serves this address: its --http-address, "+
+	cmd.Flags().StringVar(address, "agent", def, "ask the agent that serves this address: its --http-address, host:port or unix:PATH, "+
 		"on its node or through kubectl port-forward (commonly "+agent.DefaultHTTPAddress+")")
 }
 
 // agentPatience is how long an agent may take to answer.
 const agentPatience = 10 * time.Second
 
-// toAgent gives a client and a context for questions to an agent.
-func toAgent(ctx context.Context) (context.Context, *http.Client, context.CancelFunc) {
+// toAgent gives a client, a host and a context for questions to the agent at an address.
+func toAgent(ctx context.Context, address string) (context.Context, *http.Client, string, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
-	// Agents are asked directly, whatever proxy the environment names for the world outside.
-	transport := &http.Transport{DisableKeepAlives: true}
-	return ctx, &http.Client{Transport: transport}, cancel
+	a := fleet.At(address)
+	client, base := a.Client()
+	return ctx, client, base.Host, func() {
+		a.Close()
+		cancel()
+	}
 }
 
 func userAgent() string { return "firstpacket/" + versionString() }

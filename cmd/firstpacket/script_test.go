@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -107,6 +108,19 @@ func startAgent(ts *testscript.TestScript, _ bool, args []string) {
 	srv := httptest.NewServer(mux)
 	ts.Defer(srv.Close)
 	ts.Setenv("AGENT", strings.TrimPrefix(srv.URL, "http://"))
+
+	// The same on a unix socket, whose path is short.
+	dir, err := os.MkdirTemp("", "agent")
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(os.RemoveAll(dir)) })
+	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(dir, "s"))
+	ts.Check(err)
+	local := httptest.NewUnstartedServer(mux)
+	local.Listener.Close()
+	local.Listener = l
+	local.Start()
+	ts.Defer(local.Close)
+	ts.Setenv("AGENT_SOCKET", "unix:"+filepath.Join(dir, "s"))
 }
 
 // startStream streams the lines of a file at the socket $SOCKET: stream FILE.

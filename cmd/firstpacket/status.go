@@ -22,6 +22,9 @@ Exit status: 0 it enforces the newest state of its sources, 3 it does not, 1 it 
 		Example: `  # on its node
   firstpacket status
 
+  # in the pod of an agent
+  kubectl exec -n firstpacket ds/firstpacket -- /firstpacket status --agent unix:/run/firstpacket/agent.sock
+
   # from elsewhere
   kubectl port-forward -n firstpacket pod/firstpacket-x7k2p 9099 &
   firstpacket status --agent 127.0.0.1:9099 -o json`,
@@ -30,9 +33,9 @@ Exit status: 0 it enforces the newest state of its sources, 3 it does not, 1 it 
 	agentFlag(cmd, &address, agent.DefaultHTTPAddress)
 	output := outputFlag(cmd, "text", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, client, cancel := toAgent(cmd.Context())
+		ctx, client, host, cancel := toAgent(cmd.Context(), address)
 		defer cancel()
-		o, err := overview.Fetch(ctx, client, address)
+		o, err := overview.Fetch(ctx, client, host)
 		if err != nil {
 			return err
 		}
