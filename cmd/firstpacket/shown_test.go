@@ -23,7 +23,6 @@ var elsewhere = map[string]string{
 	"skopeo":  "needs a registry to push to; bench/deploy reads the layout that is pushed",
 	"for":     "goes over the nodes of a cluster",
 	"done":    "ends the loop",
-	"curl":    "asks what proxy/health and proxy/overview test",
 	"ln":      "writes to the home folder; the names are those that the scripts run",
 	"sed":     "", // is run
 	"helm":    "", // its values are checked
