@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -84,6 +86,8 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 		"enforce nothing: let every packet pass, and log what would be denied as would-deny (includes --fail-open)")
 	f.IntVar(&cfg.Queues, "queues", 0, "number of NFQUEUEs and threads (default: one per processor, at most 4)")
 	f.Uint16Var(&cfg.QueueNumber, "queue-number", agent.DefaultQueueNumber, "first NFQUEUE number")
+	f.Var(serverValue{&cfg.DNSServers}, "dns-server",
+		"learn names from this server too, ADDRESS or ADDRESS:PORT; may be given several times")
 	cfg.MarkMask = mark.Default
 	f.Var(maskValue{&cfg.MarkMask}, "mark-mask", "bits of the packet and conntrack marks that firstpacket may use")
 	f.DurationVar(&cfg.HoldTime, "hold-time", agent.DefaultHoldTime, "hold packets of pods not known yet for so long")
@@ -93,6 +97,36 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 		"after another agent took over, stay idle until ended, for supervisors that restart")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log each change that is applied")
 	return cmd
+}
+
+// serverValue gathers addresses of DNS servers, with or without a port.
+type serverValue struct{ list *[]netip.AddrPort }
+
+func (s serverValue) String() string {
+	if s.list == nil { // see maskValue
+		return ""
+	}
+	texts := make([]string, len(*s.list))
+	for i, a := range *s.list {
+		texts[i] = a.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+func (s serverValue) Type() string { return "server" }
+
+func (s serverValue) Set(text string) error {
+	const dnsPort = 53
+	server, err := netip.ParseAddrPort(text)
+	if err != nil {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("%q is no address with or without a port; write it like 169.254.20.10 or [fd00::53]:5353", text)
+		}
+		server = netip.AddrPortFrom(addr, dnsPort)
+	}
+	*s.list = append(*s.list, server)
+	return nil
 }
 
 // maskValue reads a mark mask as nft and kubectl users write it: hexadecimal with 0x, or decimal.

@@ -283,7 +283,7 @@ func TestFailClosed(t *testing.T) {
 		{"mapped CIDR, Accept", peer("Accept", "{networks: ['::ffff:0.0.0.0/96']}"),
 			`spec.egress[0].to[0].networks[0]: "::ffff:0.0.0.0/96" is not an address range; ` + nothing, "Deny", shut},
 		{"domain names, Deny", peer("Deny", "{domainNames: [example.com]}"),
-			"spec.egress[0].to[0].domainNames: domainNames is only supported in rules that accept; " + all, "Accept", shut},
+			"spec.egress[0].to[0].domainNames: domainNames is only supported in egress rules that accept; " + all, "Accept", shut},
 		{"bad domain name", peer("Accept", "{networks: [0.0.0.0/0]}, {domainNames: ['a*.example.com']}"),
 			"spec.egress[0].to[1].domainNames: not a domain name: ", "Deny", shut},
 		{"unknown action", forA("Admin", "egress: [{action: Log, to: [{namespaces: {matchLabels: {team: \"y\"}}}]}]"),
@@ -357,9 +357,8 @@ func TestFailClosed(t *testing.T) {
 		{"priority too low, Pass", placed("Admin", "-1", "Pass"),
 			"spec.priority: -1 is not between 0 and 1000; the policy comes first, accepts nothing, and denies what it " +
 				"would have passed", "Accept", shutB},
-		{"domain names, Accept: not enforced yet", peer("Accept",
-			"{networks: ["+polytest.Address("b/web")+"/32]}, {domainNames: [example.com, '*.example.org']}"),
-			"spec.egress[0].to[1].domainNames: domain names are not resolved yet; this peer matches nothing", "Deny",
+		{"domain names that nobody has asked for", peer("Accept",
+			"{networks: ["+polytest.Address("b/web")+"/32]}, {domainNames: [example.com, '*.example.org']}"), "", "Deny",
 			[]string{"a/web -> b/web 80/TCP: yes", "a/web -> world 80/TCP: no"}},
 		{"well-formed, for comparison", placed("Admin", "0", "Accept"), "", "Accept", open},
 	} {

@@ -10,7 +10,6 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/firstpacket/firstpacket/policycache/adminnetpol"
-	"github.com/firstpacket/firstpacket/policycache/internal/tiered"
 	"github.com/firstpacket/firstpacket/policycache/rule"
 )
 
@@ -73,14 +72,12 @@ func (c *converter) baseline(banp *v1alpha1.BaselineAdminNetworkPolicy) error {
 // unclear leaves out objects of which any part cannot be understood: they fail closed, and no object that the API
 // server accepts does that in the same way.
 func (c *converter) unclear(what string, p *rule.Policy) bool {
-	var lines []string
-	for _, problem := range p.Problems {
-		if !tiered.Unenforced(problem) {
-			lines = append(lines, problem.String())
-		}
-	}
-	if lines == nil {
+	if len(p.Problems) == 0 {
 		return false
+	}
+	lines := make([]string, len(p.Problems))
+	for i, problem := range p.Problems {
+		lines[i] = problem.String()
 	}
 	c.comment("%s is left out until this is put right: %s", what, strings.Join(lines, "; "))
 	return true

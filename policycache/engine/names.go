@@ -255,12 +255,16 @@ func (m *Model) classOf(patterns []domain.Pattern, list []string) *nameClass {
 	return c
 }
 
-// Names gives the number of addresses that each pod of this node knows under names, and the sum of all.
-func (m *Model) Names() (pods, addrs int) {
-	for _, p := range m.pages {
-		addrs += p.Len()
+// Names is how many addresses each pod has learned under names, by namespace/name; nil for none.
+func (m *Model) Names() map[string]int {
+	if len(m.pages) == 0 {
+		return nil
 	}
-	return len(m.pages), addrs
+	counts := make(map[string]int, len(m.pages))
+	for pod, p := range m.pages {
+		counts[pod.namespace+"/"+pod.name] = p.Len()
+	}
+	return counts
 }
 
 // Learned tells whether everything that the answer makes reachable for the pod with the address is in force in the

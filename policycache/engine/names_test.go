@@ -186,8 +186,8 @@ func TestNamesBelongToThePod(t *testing.T) {
 	w.commit()
 	w.drop(&endpoint.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("10.0.1.1")}})
 	w.commit()
-	if n, _ := w.Model.Names(); n != 0 {
-		t.Errorf("%d pods are remembered", n)
+	if n := w.Names(); n != nil {
+		t.Errorf("pods are remembered: %v", n)
 	}
 	if w.Learn(netip.MustParseAddr("10.0.2.1"), domain.Answer{}, zero) || w.Learn(netip.MustParseAddr("9.9.9.9"), domain.Answer{}, zero) {
 		t.Error("learned for what is no pod of the node")

@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/firstpacket/firstpacket/classify/cluster"
 	"github.com/firstpacket/firstpacket/classify/endpoint"
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/alpha"
 	"github.com/firstpacket/firstpacket/policycache/beta"
+	"github.com/firstpacket/firstpacket/policycache/domain"
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/isolation"
 	"github.com/firstpacket/firstpacket/policycache/rule"
@@ -62,6 +64,20 @@ func (s *State) Apply(changes []source.Change) (*engine.Snapshot, *engine.Delta)
 	s.model.SetPodCIDRs(s.Index.PodCIDRs(), s.PodCIDRs())
 	return s.model.Commit()
 }
+
+// Learn takes over an answer of a DNS server that the pod with the address was given, which holds until then.
+func (s *State) Learn(pod netip.Addr, a domain.Answer, until time.Time) { s.model.Learn(pod, a, until) }
+
+// Lapse ends names whose time is over, and returns the snapshot that contains this and everything learned. The delta is
+// nil if no verdict can differ from the last snapshot's.
+func (s *State) Lapse(now time.Time) (*engine.Snapshot, *engine.Delta) {
+	s.model.Lapse(now)
+	return s.model.Commit()
+}
+
+// Names is how many addresses the pods have learned under names, by namespace/name. Pods that have learned none are not
+// in it.
+func (s *State) Names() map[string]int { return s.model.Names() }
 
 func (s *State) set(object any) {
 	switch o := object.(type) {

@@ -41,6 +41,7 @@ type agent struct {
 	publisher  *publisher
 	learned    *learned
 	judges     []*judge
+	names      *names
 	queues     atomic.Pointer[[]*queue.Queue] // nil until they are open
 	settler    *settler
 	limiter    *limiter
@@ -218,15 +219,17 @@ func (a *agent) build() error {
 			fair: fairness{noisy: a.limiter.ring()},
 		})
 	}
+	a.names = newNames(a.publisher, a.marks, a.cfg.Audit)
 	a.settler = &settler{
-		log: a.cfg.Log, marks: a.marks, learned: a.learned, publisher: a.publisher,
+		servers: a.names.servers,
+		log:     a.cfg.Log, marks: a.marks, learned: a.learned, publisher: a.publisher,
 		evaluator: engine.NewEvaluator(pairCache), flows: a.flowLog.Ring(threads), clock: clock, wake: make(chan struct{}, 1),
 	}
 	a.controller = &controller{
 		log: a.cfg.Log, marks: a.marks, publisher: a.publisher,
 		state:   state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
-		wake: a.wakeQueues,
+		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers,
 	}
 	return nil
 }
@@ -329,7 +332,8 @@ func (a *agent) own(bank int) error {
 	owner := rand.Uint32N(math.MaxUint32) + 1
 	rules, err := ruleset.Open(ruleset.Config{
 		Mask: a.marks, QueueFirst: a.firstQueue(bank), QueueCount: uint16(a.cfg.queues()),
-		DenyWith: a.cfg.DenyWith, FailOpen: a.cfg.failOpen(), Audit: a.cfg.Audit, Owner: owner,
+		NameQueue: a.nameQueue(bank),
+		DenyWith:  a.cfg.DenyWith, FailOpen: a.cfg.failOpen(), Audit: a.cfg.Audit, Owner: owner,
 		Features: a.rules.Features(), AllowedSize: uint32(a.cfg.CacheSize), DeniedSize: uint32(a.cfg.CacheSize),
 	})
 	if err != nil {
@@ -345,6 +349,7 @@ func (a *agent) follower(ctx context.Context, changes *source.Queue) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.settler.run(ctx) })
 	group.Go(func() error { return a.controller.run(ctx, changes) })
+	group.Go(func() error { return a.controller.hear(ctx, a.names.heard) })
 	group.Go(func() error { return a.guard(ctx) })
 	group.Go(func() error { return a.limiter.run(ctx, a.controller.rules, a.cfg.Log) })
 	if a.cfg.RemoveTaint != "" {

@@ -14,6 +14,9 @@ import (
 // bankStride is the distance between the queue numbers of the two banks, and the largest number of queues in one.
 const bankStride = 64
 
+// maxQueues is how many queues of verdicts a bank can have: one number is for names.
+const maxQueues = bankStride - 1
+
 // An agent serves one of two banks of queue numbers. A new agent takes the bank that is free, so it can have its queues
 // open before one transaction turns the packets from the old agent's bank to its own: no packet finds nobody there. The
 // old agent hands on what still waits in its bank, and ends.
@@ -54,6 +57,9 @@ func (a *agent) closeQueues() {
 
 func (a *agent) firstQueue(bank int) uint16 { return a.cfg.QueueNumber + uint16(bank)*bankStride }
 
+// nameQueue is the number behind those of the judges.
+func (a *agent) nameQueue(bank int) uint16 { return a.firstQueue(bank) + uint16(len(a.judges)) }
+
 // serves tells whether some process has queues of the bank.
 func (a *agent) serves(bank int) bool {
 	stats, err := queue.ReadKernelStats()
@@ -64,17 +70,24 @@ func (a *agent) serves(bank int) bool {
 
 func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 	var queues []*queue.Queue
+	configs := make([]queue.Config, 0, len(a.judges)+1)
 	for i, j := range a.judges {
-		number := a.firstQueue(bank) + uint16(i)
-		q, err := queue.Open(queue.Config{
-			Number: number, Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime,
+		configs = append(configs, queue.Config{
+			Number: a.firstQueue(bank) + uint16(i), Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime,
 			Processors: processorsOf(i, len(a.judges)),
 		})
+	}
+	configs = append(configs, queue.Config{
+		Number: a.nameQueue(bank), Handler: a.names, FailOpen: a.cfg.failOpen(),
+		CopyRange: nameRange, HoldSlots: nameSlots, Batch: nameBatch,
+	})
+	for _, cfg := range configs {
+		q, err := queue.Open(cfg)
 		if err != nil {
 			for _, open := range queues {
 				open.Close()
 			}
-			return nil, queueError(number, err)
+			return nil, queueError(cfg.Number, err)
 		}
 		queues = append(queues, q)
 	}

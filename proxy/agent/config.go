@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"time"
 
@@ -61,6 +62,8 @@ type Config struct {
 	Queues int
 	// QueueNumber is the first NFQUEUE number. Agents on one node must have the same: see bank.go.
 	QueueNumber uint16
+	// DNSServers are servers that names are learned from, beside the cluster's own: node-local caches, for instance.
+	DNSServers []netip.AddrPort
 	// MarkMask are the bits of packet and conntrack marks that belong to firstpacket.
 	MarkMask uint32
 	// HoldTime is how long a packet from or to a pod not known yet waits for the watch to deliver that pod.
@@ -112,12 +115,12 @@ func (c *Config) validate() (mark.Layout, error) {
 			"API's metadata.namespace")
 	case c.ReportPolicies && c.LeaseDuration < time.Second:
 		return layout, fmt.Errorf("--lease-duration %s is out of range: use 1s or more", c.LeaseDuration)
-	case c.Queues < 0 || c.Queues > bankStride:
+	case c.Queues < 0 || c.Queues > maxQueues:
 		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor",
-			c.Queues, bankStride)
-	case int(c.QueueNumber)+bankStride+c.queues() > 1<<16:
+			c.Queues, maxQueues)
+	case int(c.QueueNumber)+bankStride+c.queues()+1 > 1<<16:
 		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d",
-			c.QueueNumber, 1<<16-bankStride-c.queues())
+			c.QueueNumber, 1<<16-bankStride-c.queues()-1)
 	case c.CacheSize != 0 && (c.CacheSize < leastCacheSize || c.CacheSize > mostCacheSize):
 		return layout, fmt.Errorf("--cache-size %d is out of range: use %d to %d", c.CacheSize, leastCacheSize, mostCacheSize)
 	case c.HoldTime <= 0 || c.HoldTime > time.Minute:

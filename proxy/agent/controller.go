@@ -40,11 +40,15 @@ type controller struct {
 
 	prewarmer prewarmer
 	reporter  atomic.Pointer[report.Writer] // nil where it is not wanted
+	names     *names
+	// dnsServers are the configured ones.
+	dnsServers []netip.AddrPort
 
 	// turn belongs to who changes the table, with the fields below it.
 	turn       sync.Mutex
 	generation uint32
 	subjects   map[netip.Addr]ruleset.Subject
+	servers    []ruleset.Resolver
 	repairs    atomic.Uint64
 	overruns   atomic.Uint64 // times that notifications of changes to the table were lost
 	// changes is how long changes take until new flows obey.
@@ -64,6 +68,8 @@ type applied struct {
 	At         time.Time
 	// PodCIDRs are the ranges of this node's pods. The slice is shared and must not be changed.
 	PodCIDRs []netip.Prefix
+	// Names is how many addresses each pod has learned under names, by namespace/name.
+	Names map[string]int
 	// Policies and Problems describe the policies in it.
 	Policies int
 	Problems map[string][]string
@@ -101,8 +107,9 @@ func (c *controller) prepare(b source.Batch) error {
 		return err
 	}
 	c.generation = nextGeneration(last, c.bank, c.marks.Generations())
-	c.publisher.current.Store(&view{snapshot, c.generation})
 	c.prewarmer.update(snapshot, nil)
+	c.setResolvers()
+	c.publisher.current.Store(&view{snapshot, c.generation})
 	return nil
 }
 
@@ -119,7 +126,7 @@ func (c *controller) install(b source.Batch) error {
 	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, FlushDenied: true, Learn: learn}); err != nil {
 		return err
 	}
-	c.record(b, snapshot, nil)
+	c.record(b.Versions, snapshot, nil)
 	// What an earlier agent admitted, tuples and flows, is judged again.
 	c.settler.settle(settlement{snapshot: snapshot, generation: c.generation, all: true, adopt: true})
 	return nil
@@ -129,6 +136,7 @@ func (c *controller) install(b source.Batch) error {
 func (c *controller) want() ruleset.State {
 	return ruleset.State{
 		Generation: c.generation, PodCIDRs: c.state.PodCIDRs(), Subjects: slices.Collect(maps.Values(c.subjects)),
+		Resolvers: c.servers,
 	}
 }
 
@@ -163,15 +171,26 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 	snapshot, delta := c.state.Apply(b.Changes)
 	if delta == nil {
 		c.publishSame(snapshot)
-		c.record(b, snapshot, nil)
+		c.record(b.Versions, snapshot, nil)
 		return nil
 	}
+	if err := c.enact(ctx, b.Versions, snapshot, delta); err != nil {
+		return err
+	}
+	c.changes.Observe(time.Since(began))
+	return nil
+}
+
+// enact brings a snapshot into force, which has the resource versions. The caller has the turn.
+func (c *controller) enact(
+	ctx context.Context, versions map[string]string, snapshot *engine.Snapshot, delta *engine.Delta,
+) error {
 	generation := nextGeneration(c.generation, c.bank, c.marks.Generations())
 	if err := c.publisher.waitReusable(ctx, generation, c.marks.Generations()); err != nil {
 		return err
 	}
 	c.generation = generation
-	affected := addressSet(delta.Affected)
+	affected, named := addressSet(delta.Affected), addressSet(delta.Named)
 	// A new range makes judged what was not, and tuples that only the kernel knows cannot be looked at.
 	flush := delta.Ranges || c.learned.overflowed()
 	if flush {
@@ -179,7 +198,7 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 	}
 	update := ruleset.Update{
 		Generation:   generation,
-		Forget:       c.learned.forget(affected, c.allowedIn(snapshot)),
+		Forget:       c.learned.forget(either{affected, named}, c.allowedIn(snapshot)),
 		FlushDenied:  true,
 		FlushAllowed: flush,
 		PodCIDRs:     c.state.PodCIDRs(),
@@ -195,22 +214,25 @@ func (c *controller) step(ctx context.Context, b source.Batch) error {
 		update.Subjects = append(update.Subjects, c.subjects[s.Addr])
 	}
 	c.prewarmer.update(snapshot, delta.Affected)
+	if c.setResolvers() {
+		update.Resolvers, update.SetResolvers = c.servers, true
+	}
 	update.Learn = c.prewarm(snapshot, affected)
 	// First the snapshot, then the transaction: a thread that already sees the new snapshot holds its packets until the
 	// kernel knows the generation. The other order would admit by an old snapshot.
 	c.publisher.current.Store(&view{snapshot, generation})
-	if err := c.commit(ctx, update, b, snapshot); err != nil {
+	if err := c.commit(ctx, update, versions, snapshot); err != nil {
 		return err
 	}
 	c.publisher.committed.Store(generation)
 	c.wake()
-	c.changes.Observe(time.Since(began))
-	c.record(b, snapshot, nil)
+	c.record(versions, snapshot, nil)
 	// Packets that had passed the verdict map when the transaction came may still add tuples that it removed.
 	c.settler.settle(settlement{
-		snapshot: snapshot, generation: generation, affected: affected, again: update.Forget, flush: flush,
+		snapshot: snapshot, generation: generation, affected: affected, named: named, again: update.Forget, flush: flush,
 	})
 	c.log.Debug().Uint32("generation", generation).Int("affected", len(delta.Affected)).
+		Int("named", len(delta.Named)).
 		Int("forgotten", len(update.Forget)).Int("subjects", len(delta.Subjects)).Msg("applied")
 	return nil
 }
@@ -231,7 +253,7 @@ func (c *controller) publishSame(s *engine.Snapshot) {
 
 // commit applies the update, again and again if the kernel refuses: giving up would leave packets without verdicts, and
 // going back would enforce what is no longer the policy.
-func (c *controller) commit(ctx context.Context, u ruleset.Update, b source.Batch, s *engine.Snapshot) error {
+func (c *controller) commit(ctx context.Context, u ruleset.Update, versions map[string]string, s *engine.Snapshot) error {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		err := c.rules.Apply(u)
 		if errors.Is(err, ruleset.ErrNotInstalled) {
@@ -243,7 +265,7 @@ func (c *controller) commit(ctx context.Context, u ruleset.Update, b source.Batc
 		if err == nil || errors.Is(err, ruleset.ErrSuperseded) {
 			return err
 		}
-		c.record(b, s, fmt.Errorf("nftables transaction of generation %d: %w", u.Generation, err))
+		c.record(versions, s, fmt.Errorf("nftables transaction of generation %d: %w", u.Generation, err))
 		c.log.Error().Err(err).Dur("retry", pause).Msg("the kernel refused an update; new flows wait until it is in force")
 		select {
 		case <-time.After(pause):
@@ -254,7 +276,7 @@ func (c *controller) commit(ctx context.Context, u ruleset.Update, b source.Batc
 }
 
 // record notes what is in force, or why it is not.
-func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
+func (c *controller) record(versions map[string]string, s *engine.Snapshot, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.applied.Err = err
@@ -273,8 +295,9 @@ func (c *controller) record(b source.Batch, s *engine.Snapshot, err error) {
 		w.Changed()
 	}
 	c.applied = applied{
-		Versions: b.Versions, Snapshot: s, Generation: c.generation, At: time.Now(),
+		Versions: versions, Snapshot: s, Generation: c.generation, At: time.Now(),
 		Policies: len(c.state.Policies()), Problems: problems, PodCIDRs: c.state.PodCIDRs(),
+		Names: c.state.Names(),
 	}
 }
 
@@ -285,13 +308,18 @@ func (c *controller) allowedIn(s *engine.Snapshot) func(ruleset.Tuple) bool {
 
 func kernelSubject(s engine.Subject) ruleset.Subject {
 	return ruleset.Subject{
-		Addr: s.Addr, Pod: true, Ingress: s.Ingress, Egress: s.Egress,
+		Addr: s.Addr, Pod: true, Ingress: s.Ingress, Egress: s.Egress, Names: s.Names,
 		IngressAudit: s.IngressAudit, EgressAudit: s.EgressAudit,
 	}
 }
 
 // affectedSet is a set of addresses.
 type affectedSet interface{ contains(netip.Addr) bool }
+
+// either is the union of two sets.
+type either [2]addresses
+
+func (e either) contains(a netip.Addr) bool { return e[0].contains(a) || e[1].contains(a) }
 
 // everything is the set of all addresses.
 type everything struct{}

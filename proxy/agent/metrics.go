@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -18,6 +20,7 @@ func (a *agent) register(r *prometheus.Registry) {
 	for _, j := range a.judges {
 		s.Verdicts = append(s.Verdicts, j.counts)
 	}
+	a.registerNames(r)
 	r.MustRegister(
 		metrics.NewCollector(s),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -38,9 +41,36 @@ func (a *agent) register(r *prometheus.Registry) {
 			}
 			return float64(n)
 		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "firstpacket_names_addresses",
+			Help: "Addresses that this node's pods have learned under domain names.",
+		}, func() float64 {
+			n := 0
+			for _, count := range a.controller.status().Names {
+				n += count
+			}
+			return float64(n)
+		}),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+}
+
+// registerNames adds what is counted of the exchanges between pods and DNS servers.
+func (a *agent) registerNames(r *prometheus.Registry) {
+	s := &a.names.watcher.Stats
+	for kind, n := range map[string]*atomic.Uint64{
+		"query": &s.Queries, "answer": &s.Answers, "waited": &s.Waited, "late": &s.Late, "stranger": &s.Strangers,
+		"unfollowed": &s.Unfollowed,
+	} {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "firstpacket_names_messages_total",
+			Help: "What pods with domain names for peers and DNS servers said: queries for addresses, answers that count, " +
+				"of these those that waited for their addresses and those that could not wait any longer (late), answers " +
+				"that nobody asked for (stranger), and TCP segments that could not be followed.",
+			ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return float64(n.Load()) }))
+	}
 }
 
 func (a *agent) queueStats() map[uint16]queue.Stats {

@@ -26,6 +26,7 @@ type settler struct {
 	rules     *ruleset.Ruleset
 	learned   *learned
 	publisher *publisher
+	servers   *servers
 	evaluator *engine.Evaluator
 	flows     *flowlog.Ring
 	clock     *clock
@@ -45,6 +46,8 @@ type settlement struct {
 	// affected are the addresses to look at; all stands for every one.
 	affected addresses
 	all      bool
+	// named are further addresses whose tuples only are to be looked at.
+	named addresses
 	// again are tuples that were removed from the kernel's cache, and may have been added once more since. flush says the
 	// same of the whole cache.
 	again []ruleset.Tuple
@@ -54,16 +57,22 @@ type settlement struct {
 	since time.Time
 }
 
-func (s *settlement) contains(a netip.Addr) bool { return s.all || s.affected.contains(a) }
+func (s *settlement) contains(a netip.Addr) bool {
+	return s.concerns(a) || s.named.contains(a)
+}
+
+// concerns tells whether the established flows of an address are to be looked at.
+func (s *settlement) concerns(a netip.Addr) bool { return s.all || s.affected.contains(a) }
 
 // merge adds what a later change asks for.
 func (s *settlement) merge(next settlement) {
 	s.snapshot, s.generation = next.snapshot, next.generation
 	s.all = s.all || next.all
 	if s.affected == nil {
-		s.affected = addresses{}
+		s.affected, s.named = addresses{}, addresses{}
 	}
 	maps.Copy(s.affected, next.affected)
+	maps.Copy(s.named, next.named)
 	s.again = append(s.again, next.again...)
 	s.flush, s.adopt = s.flush || next.flush, s.adopt || next.adopt
 }
@@ -200,6 +209,9 @@ func (s *settler) work(ctx context.Context, w *settlement) (revoked, restored ui
 	if err := s.forget(ctx, w); err != nil {
 		return 0, 0, err
 	}
+	if !w.all && len(w.affected) == 0 {
+		return 0, 0, nil
+	}
 	// A packet that found its tuple in the cache a moment ago may be about to mark its flow, on another processor. After
 	// the barrier all flows that the old state admitted are in the conntrack table.
 	ruleset.Barrier()
@@ -250,10 +262,11 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 			s.close() // what is left in its socket must not be read as the next answer
 		}
 	}()
-	var cut, back, keep, loose []conntrack.Flow
+	var cut, loose []conntrack.Flow
+	back, keep := map[uint32][]conntrack.Flow{}, map[uint32][]conntrack.Flow{} // by their new marks
 	err = table.Dump(conntrack.Filter{}, func(f *conntrack.Flow) bool {
 		t := f.Policy()
-		if !w.contains(t.Src) && !w.contains(t.Dst) {
+		if !w.concerns(t.Src) && !w.concerns(t.Dst) {
 			return true
 		}
 		if _, own := local[t.Src]; own {
@@ -263,6 +276,7 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 		if v.Would() != v.Action {
 			s.reportWould(&v, f)
 		}
+		admitted := s.admittedMark(w.snapshot, &t)
 		switch state := f.Mark & s.marks.Mask(); {
 		case v.Action == engine.Deny && state != s.marks.Revoked():
 			cut = append(cut, *f)
@@ -273,9 +287,9 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 				loose = append(loose, *f)
 			}
 		case v.Action == engine.Allow && state == s.marks.Revoked():
-			back = append(back, *f)
-		case v.Action == engine.Allow && state != s.marks.Admitted() && isolates(&v):
-			keep = append(keep, *f)
+			back[admitted] = append(back[admitted], *f)
+		case v.Action == engine.Allow && state != admitted && isolates(&v):
+			keep[admitted] = append(keep[admitted], *f)
 		}
 		return true
 	})
@@ -286,15 +300,18 @@ func (s *settler) revoke(w *settlement) (revoked, restored uint64, err error) {
 	if err != nil {
 		return uint64(n), 0, err
 	}
-	m, err := table.SetMarks(back, s.marks.Admitted(), s.marks.Mask())
-	if err != nil {
-		return uint64(n), uint64(m), err
-	}
-	if _, err := table.SetMarks(keep, s.marks.Admitted(), s.marks.Mask()); err != nil {
-		return uint64(n), uint64(m), err
+	for _, admitted := range []uint32{s.marks.Admitted(), s.marks.Followed()} {
+		m, err := table.SetMarks(back[admitted], admitted, s.marks.Mask())
+		restored += uint64(m)
+		if err != nil {
+			return uint64(n), restored, err
+		}
+		if _, err := table.SetMarks(keep[admitted], admitted, s.marks.Mask()); err != nil {
+			return uint64(n), restored, err
+		}
 	}
 	_, err = table.SetMarks(loose, 0, s.marks.Mask())
-	return uint64(n), uint64(m), err
+	return uint64(n), restored, err
 }
 
 // conntrack is the table of flows, which stays open: see ruleset.link for what closing a netfilter socket costs.

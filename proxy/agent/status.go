@@ -33,9 +33,11 @@ type Status struct {
 	Policies  int    `json:"policies"`
 	// Problems lists policies that could not be understood in full, and why. They fail closed.
 	Problems map[string][]string `json:"problems,omitempty"`
-	Tuples   int                 `json:"tuples"`
-	Revoked  uint64              `json:"revokedFlows"`
-	Restored uint64              `json:"restoredFlows"`
+	// Names is how many addresses the node's pods have learned under domain names, for pods that have learned any.
+	Names    map[string]int `json:"names,omitempty"`
+	Tuples   int            `json:"tuples"`
+	Revoked  uint64         `json:"revokedFlows"`
+	Restored uint64         `json:"restoredFlows"`
 	// SettleSeconds is how long the last carrying through took, from the change being in force for new flows.
 	SettleSeconds float64 `json:"settleSeconds"`
 	// Reports tells of the writing of conditions and events; nil where the agent takes no part in it.
@@ -103,7 +105,7 @@ func (a *agent) status() Status {
 		Audit:      a.cfg.Audit,
 		Generation: applied.Generation, Settled: settled.Generation,
 		Applied: applied.Versions, AppliedAt: applied.At,
-		Policies: applied.Policies, Problems: applied.Problems, Tuples: a.learned.len(),
+		Policies: applied.Policies, Problems: applied.Problems, Names: applied.Names, Tuples: a.learned.len(),
 		Revoked: settled.Revoked, Restored: settled.Restored, SettleSeconds: settled.Took.Seconds(),
 		Repairs: a.controller.repairs.Load(),
 	}

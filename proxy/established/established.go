@@ -42,7 +42,7 @@ func Judge(
 	if _, here := local[flow.Dst]; here {
 		hook = engine.Input
 	}
-	return ev.Judge(s, &flow, hook, true)
+	return ev.JudgeEstablished(s, &flow, hook)
 }
 
 // Change is an established flow that would be treated otherwise.

@@ -17,6 +17,7 @@ func (o *Overview) WriteText(w io.Writer, style term.Style, now time.Time) error
 	p := page{Overview: o, Style: style, now: now}
 	p.heading()
 	p.enforcement()
+	p.names()
 	p.packets()
 	p.queues()
 	p.sources()
@@ -77,6 +78,21 @@ func (p *page) enforcement() {
 	}
 	p.line("cache", "%d tuples in the kernel; flows revoked %d, restored %d; table repaired %d times",
 		s.Tuples, s.Revoked, s.Restored, s.Repairs)
+}
+
+// names shows what pods have learned under domain names, where there are such pods.
+func (p *page) names() {
+	if len(p.Status.Names) == 0 {
+		return
+	}
+	total := 0
+	for _, n := range p.Status.Names {
+		total += n
+	}
+	p.line("names", "%d addresses under domain names", total)
+	for _, pod := range slices.Sorted(maps.Keys(p.Status.Names)) {
+		p.line("", "  %s %d", pod, p.Status.Names[pod])
+	}
 }
 
 func (p *page) packets() {

@@ -8,6 +8,8 @@
 //	-- label --        labels to set or remove: "pod x/a role=web tier-", "namespace w team=red"
 //	-- delete --       objects to delete: "networkpolicy x/deny", "pod x/a", "namespace w"; "alpha x/p" and
 //	                   "beta x/p" are policies of these dialects
+//	-- resolve --      pods that ask the cluster's DNS server for a name: "x/a www.example.com". The server is the pod
+//	                   kube-system/coredns, which the case applies; resolve.go has its zone.
 //	-- expect --       who reaches whom from now on
 //
 // Everything is allowed but for what the lines of an expect section say; later lines win over earlier ones:
@@ -97,6 +99,7 @@ type step struct {
 	apply   string
 	labels  []relabel
 	deletes []topology.Ref
+	asks    []ask
 	claims  []claim
 	// nodes is the number of nodes that an expect section is about; 0 is any.
 	nodes int
@@ -157,6 +160,8 @@ func parseStep(s section) (st step, err error) {
 		st.labels, err = each(s, parseRelabel)
 	case "delete":
 		st.deletes, err = each(s, parseRef)
+	case "resolve":
+		st.asks, err = each(s, parseAsk)
 	case "expect", "expect on one node", "expect on two nodes":
 		st.nodes = map[string]int{"expect on one node": 1, "expect on two nodes": 2}[s.name]
 		st.expects = true

@@ -187,6 +187,11 @@ func (s *seat) step(ctx context.Context, st *step, v Variant, report *Report) er
 			delete(s.world, ref)
 		}
 		return s.lab.Delete(ctx, st.deletes...)
+	case st.asks != nil:
+		if err := s.lab.WaitApplied(ctx); err != nil {
+			return err
+		}
+		return s.resolve(st.asks)
 	case st.expects && (st.nodes == 0 || st.nodes == v.Nodes):
 		if err := s.lab.WaitApplied(ctx); err != nil {
 			return err

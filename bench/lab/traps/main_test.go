@@ -143,7 +143,7 @@ func newBed(t *testing.T, opts lab.Options, manifests ...string) bed {
 		}
 		objects = append(objects, more...)
 	}
-	opts.AgentBinary, opts.Outside, opts.Logf = agent, []lab.Outside{world}, t.Logf
+	opts.AgentBinary, opts.Outside, opts.Logf = agent, append(opts.Outside, world), t.Logf
 	opts.AgentArgs = append([]string{"--queues", "1"}, opts.AgentArgs...)
 	l, err := lab.New(t.Context(), objects, opts)
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -187,10 +186,6 @@ func (c *compiler) peers(field string, r *Rule, action rule.Action) (peers []rul
 	for i := range r.Peers {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		more, below, err := compilePeer(&r.Peers[i], action == rule.Accept)
-		if errors.Is(err, errLater) {
-			c.problem(at+below, "%v; %s", err, laterThen)
-			continue
-		}
 		if err != nil {
 			c.problem(at+below, "%v; %s", err, then)
 			ok = false
@@ -199,16 +194,6 @@ func (c *compiler) peers(field string, r *Rule, action rule.Action) (peers []rul
 	}
 	return peers, ok
 }
-
-// errLater marks peers that are understood and cannot be enforced.
-var errLater = errors.New("domain names are not resolved yet")
-
-// laterThen closes the message about such a peer.
-const laterThen = "this peer matches nothing"
-
-// Unenforced tells whether a problem is about a part that is well-formed and has no effect only because nothing
-// enforces it.
-func Unenforced(p rule.Problem) bool { return strings.HasSuffix(p.Text, laterThen) }
 
 // compilePeer gives the peers that one entry stands for. field is the path within the entry to what is wrong.
 func compilePeer(p *Peer, accept bool) (peers []rule.Peer, field string, err error) {
@@ -239,7 +224,7 @@ func compilePeer(p *Peer, accept bool) (peers []rule.Peer, field string, err err
 	case len(p.Networks) > 0:
 		return networks(p.Networks)
 	}
-	return nil, ".domainNames", domains(p.Domains, accept)
+	return domains(p.Domains, accept)
 }
 
 func networks(cidrs []string) (peers []rule.Peer, field string, err error) {
@@ -263,16 +248,20 @@ func parseCIDR(s string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
-func domains(names []string, accept bool) error {
+var errDomains = errors.New("domainNames is only supported in egress rules that accept")
+
+func domains(names []string, accept bool) (peers []rule.Peer, field string, err error) {
 	if !accept {
-		return errors.New("domainNames is only supported in rules that accept")
+		return nil, ".domainNames", errDomains
 	}
 	for _, n := range names {
-		if _, err := domain.Parse(n); err != nil {
-			return err
+		p, err := domain.Parse(n)
+		if err != nil {
+			return nil, ".domainNames", err
 		}
+		peers = append(peers, rule.Peer{Kind: rule.Names, Name: p})
 	}
-	return errLater
+	return peers, "", nil
 }
 
 func (c *compiler) ports(field string, r *Rule, accept bool) (ports []rule.Port, ok bool) {
