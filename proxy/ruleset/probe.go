@@ -44,7 +44,7 @@ func Probe(netns int) (Features, error) {
 		return Features{}, explain(err)
 	}
 	var f Features
-	if f.Limit, err = accepts(netns, limitOver(noisyRate, noisyBurst)); err != nil {
+	if f.Limit, err = accepts(netns, limitOver(DefaultNoisyRate, noisyBurst)); err != nil {
 		return Features{}, err
 	}
 	if f.NativeQueue, err = accepts(netns, queueNative(0, 1, false)); err != nil || f.NativeQueue {

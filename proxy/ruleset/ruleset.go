@@ -55,6 +55,7 @@ func ParseDenyWith(s string) (DenyWith, error) {
 const (
 	DefaultSetSize       = 65536
 	DefaultDeniedTimeout = 5 * time.Second
+	DefaultNoisyRate     = 1000
 )
 
 // Config is what the table's rules depend on. It stays the same for the life of a Ruleset.
@@ -82,6 +83,9 @@ type Config struct {
 	// the owner of the table; from then on the transactions of any other owner fail with ErrSuperseded. 0 neither takes
 	// nor checks ownership.
 	Owner uint32
+	// NoisyRate is how many questions a second are asked about packets of a source that Limit names; 0 means
+	// DefaultNoisyRate.
+	NoisyRate uint64
 	// Features are what an earlier Open found, in the same network namespace; the zero value has Open look.
 	Features Features
 	// NetNS is a file descriptor of the network namespace to work in; 0 means the one of the calling thread.
@@ -113,6 +117,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.DeniedSize == 0 {
 		c.DeniedSize = DefaultSetSize
+	}
+	if c.NoisyRate == 0 {
+		c.NoisyRate = DefaultNoisyRate
 	}
 	if c.DeniedTimeout == 0 {
 		c.DeniedTimeout = DefaultDeniedTimeout

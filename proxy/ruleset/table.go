@@ -352,8 +352,7 @@ func (l *layout) addRefuse(cfg Config) {
 // A source that asked more than its share while userspace was crowded is noisy: the kernel lets through some of its
 // questions and drops the rest, until it has kept within that for noisyTime.
 const (
-	noisyRate    = 1000 // questions a second
-	noisyBurst   = 128
+	noisyBurst   = 128 // questions at once; Config has how many a second
 	noisyTime    = 2 * time.Second
 	noisySources = 4096
 )
@@ -371,7 +370,7 @@ func (l *layout) addQueue(cfg Config, features Features) {
 		}
 		// Locally made packets came in by no interface, which ends the rule.
 		noisy, source := f.set(kindNoisy), []field{iif, f.source()}
-		rules = append(rules, f.do(in(noisy, source...), over(f.set(kindShares), noisyRate, noisyBurst, source...),
+		rules = append(rules, f.do(in(noisy, source...), over(f.set(kindShares), cfg.NoisyRate, noisyBurst, source...),
 			count(counterShed), renew(noisy, source...), end).note("more than its share"))
 	}
 	l.addChain(chainQueue, append(rules,
