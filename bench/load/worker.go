@@ -24,6 +24,9 @@ const (
 // moment.
 const threads = 16
 
+// litter is after how many connections a worker collects its garbage.
+const litter = 1000
+
 // Serve is the main function of a worker process. It does jobs from in until that ends.
 func Serve(role string, in io.Reader, out io.Writer) error {
 	runtime.GOMAXPROCS(threads)
@@ -41,7 +44,7 @@ func Serve(role string, in io.Reader, out io.Writer) error {
 	default:
 		return fmt.Errorf("no worker of role %q", role)
 	}
-	answers := json.NewEncoder(out)
+	answers, made := json.NewEncoder(out), 0
 	for jobs := json.NewDecoder(in); ; {
 		var job Job
 		switch err := jobs.Decode(&job); {
@@ -50,10 +53,14 @@ func Serve(role string, in io.Reader, out io.Writer) error {
 		case err != nil:
 			return fmt.Errorf("read a job: %w", err)
 		}
-		if err := answers.Encode(do(job)); err != nil {
+		r := do(job)
+		if err := answers.Encode(r); err != nil {
 			return fmt.Errorf("answer a job: %w", err)
 		}
-		runtime.GC()
+		if made += r.Begun; made >= litter { // else the next job, which may come at once, need not wait
+			runtime.GC()
+			made = 0
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,7 +78,7 @@ func (s *Suite) manifestEvents(ctx context.Context, w world.World) error {
 // flips changes the policy again and again and returns how long each change took, in order of size.
 func (s *Suite) flips(ctx context.Context, c *contender, change func(admit bool) error) ([]time.Duration, error) {
 	var took []time.Duration
-	for i := range pick(s, 300, 100, 2) {
+	for i := range pick(s, 300, 150, 2) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -106,7 +107,7 @@ func (s *Suite) flips(ctx context.Context, c *contender, change func(admit bool)
 			r, err := c.load.Do(job)
 			answered <- answer{r, err}
 		}()
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(eventLead)
 		start := load.Now()
 		if err := change(admit); err != nil {
 			return nil, errors.Join(err, (<-answered).err)
@@ -125,15 +126,20 @@ func (s *Suite) flips(ctx context.Context, c *contender, change func(admit bool)
 	return took, nil
 }
 
-// eventPause lies between changes, so that what an agent does after one is not in the way of the next.
-const eventPause = 20 * time.Millisecond
+const (
+	// eventPause lies between changes, so that what an agent does after one, a pass over the conntrack table for flows to
+	// revoke, is not in the way of the next.
+	eventPause = 30 * time.Millisecond
+	// eventLead is what the client needs to begin.
+	eventLead = 5 * time.Millisecond
+)
 
 // probeRate is how often a connection is tried, a second: what it adds to the times is one part of this.
 const probeRate = 4000
 
 func (s *Suite) addEvents(name, title string, took []time.Duration, target float64) {
 	at := func(q float64) float64 {
-		i := min(int(q*float64(len(took))), len(took)-1)
+		i := max(int(math.Ceil(q*float64(len(took))))-1, 0) // nearest rank
 		return float64(took[i]) / float64(time.Millisecond)
 	}
 	r := report.Result{
