@@ -178,7 +178,8 @@ func TestNothingIsLearned(t *testing.T) {
 }
 
 func TestQueries(t *testing.T) {
-	q, err := domain.ParseQuery(build(t, dnsmessage.Header{ID: 9, RecursionDesired: true}, "wWw.Example.", dnsmessage.TypeAAAA, nil))
+	query := build(t, dnsmessage.Header{ID: 9, RecursionDesired: true}, "wWw.Example.", dnsmessage.TypeAAAA, nil)
+	q, err := domain.ParseQuery(query)
 	if want := (domain.Question{ID: 9, Name: "wWw.Example.", V6: true}); err != nil || q != want {
 		t.Errorf("%+v, %v", q, err)
 	}
@@ -224,7 +225,7 @@ func FuzzParseResponse(f *testing.F) {
 
 func TestPage(t *testing.T) {
 	start := time.Unix(1000, 0)
-	addr := func(s string) netip.Addr { return netip.MustParseAddr(s) }
+	addr := netip.MustParseAddr
 	a, b := addr("192.0.2.1"), addr("2001:db8::1")
 	var p domain.Page
 	learn := func(until int, names []string, addrs ...netip.Addr) []netip.Addr {

@@ -87,8 +87,8 @@ func (e *Evaluator) JudgeEstablished(s *Snapshot, f *packet.Flow, hook Hook) Ver
 	return v
 }
 
-// decide looks one direction up: the Program p is one of side, which is judged, peer and addr are the other side, dst is
-// the destination of the orientation that is asked about.
+// decide looks one direction up: the Program p is one of side, which is judged, peer and addr are the other side, dst
+// is the destination of the orientation that is asked about.
 func (e *Evaluator) decide(
 	p *Program, side *entry, host bool, peer *entry, addr netip.Addr, dst *endpoint.Endpoint, l lane, port uint16,
 ) *Decision {

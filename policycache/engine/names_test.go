@@ -189,7 +189,8 @@ func TestNamesBelongToThePod(t *testing.T) {
 	if n := w.Names(); n != nil {
 		t.Errorf("pods are remembered: %v", n)
 	}
-	if w.Learn(netip.MustParseAddr("10.0.2.1"), domain.Answer{}, zero) || w.Learn(netip.MustParseAddr("9.9.9.9"), domain.Answer{}, zero) {
+	remote, nobody := netip.MustParseAddr("10.0.2.1"), netip.MustParseAddr("9.9.9.9")
+	if w.Learn(remote, domain.Answer{}, zero) || w.Learn(nobody, domain.Answer{}, zero) {
 		t.Error("learned for what is no pod of the node")
 	}
 }
@@ -271,19 +272,18 @@ func TestNamesAreTheReferences(t *testing.T) {
 						if s.pod != pod || s.addr != addr || addr == "10.0.9.9" {
 							continue
 						}
-						for _, name := range strings.Fields(s.names) {
+						for name := range strings.FieldsSeq(s.names) {
 							for _, p := range namesOf(t, accepted...) {
 								open = open || p.Name.Matches(name) && s.until > now
 								stays = stays || p.Name.Matches(name)
 							}
 						}
 					}
+					if strings.Contains(addr, ":") {
+						continue // said to its IPv4 address, which cannot connect there
+					}
 					if open {
 						allowed++
-					}
-					if strings.Contains(addr, ":") {
-						open, stays = false, false // said to its IPv4 address, which cannot connect there
-						continue
 					}
 					if o, s := w.reaches(pod, addr); o != open || s != stays {
 						t.Fatalf("round %d, %s to %s at %v, accepted %v: open %t, stays %t, want %t, %t\n%+v",
@@ -293,7 +293,7 @@ func TestNamesAreTheReferences(t *testing.T) {
 			}
 		}
 	}
-	if allowed < 1000 {
+	if allowed < 500 {
 		t.Errorf("%d connections were allowed: the generator is no good", allowed)
 	}
 }

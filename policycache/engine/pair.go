@@ -35,7 +35,9 @@ type compiler struct {
 
 // compile makes the pair of a program and a kind of peer. Policies in audit mode cost a second look at the rules, and
 // only their own subjects.
-func (c *compiler) compile(p *Program, peer identity.Handle, class uint32, names *nameClass, named *endpoint.Ports) *pair {
+func (c *compiler) compile(
+	p *Program, peer identity.Handle, class uint32, names *nameClass, named *endpoint.Ports,
+) *pair {
 	id := peer.Identity()
 	made := c.merge(p, false, &id, class, names, named)
 	if p.audited {
@@ -76,7 +78,8 @@ func (c *compiler) merge(
 
 // tier applies the rules of one tier, which begin at step i, and returns where the next tier begins.
 func (c *compiler) tier(
-	p *Program, i int, t rule.Tier, audit bool, id *identity.Identity, class uint32, names *nameClass, named *endpoint.Ports,
+	p *Program, i int, t rule.Tier, audit bool, id *identity.Identity, class uint32, names *nameClass,
+	named *endpoint.Ports,
 ) int {
 	for ; i < len(p.steps) && p.steps[i].tier == t; i++ {
 		s := &p.steps[i]

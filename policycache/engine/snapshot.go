@@ -103,8 +103,8 @@ func (e *entry) toSubject(a netip.Addr) Subject {
 	}
 }
 
-// sameVerdicts tells whether every flow of the address is judged alike under both entries, names aside. The owner's name may
-// differ: a pod that took over the address of one just like it.
+// sameVerdicts tells whether every flow of the address is judged alike under both entries, names aside. The owner's
+// name may differ: a pod that took over the address of one just like it.
 func (e *entry) sameVerdicts(o *entry) bool {
 	if (e.ep == nil) != (o.ep == nil) || e.subject() != o.subject() || e.ingress != o.ingress || e.egress != o.egress {
 		return false

@@ -253,7 +253,9 @@ func (c *controller) publishSame(s *engine.Snapshot) {
 
 // commit applies the update, again and again if the kernel refuses: giving up would leave packets without verdicts, and
 // going back would enforce what is no longer the policy.
-func (c *controller) commit(ctx context.Context, u ruleset.Update, versions map[string]string, s *engine.Snapshot) error {
+func (c *controller) commit(
+	ctx context.Context, u ruleset.Update, versions map[string]string, s *engine.Snapshot,
+) error {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		err := c.rules.Apply(u)
 		if errors.Is(err, ruleset.ErrNotInstalled) {

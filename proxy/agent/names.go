@@ -142,7 +142,7 @@ func (c *controller) hear(ctx context.Context, heard <-chan hearing) error {
 		}
 		if err := c.learn(ctx, list); err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // asked to stop
+				return nil // asked to stop
 			}
 			return err
 		}

@@ -77,7 +77,9 @@ func message(id uint16, name string, kind dnsmessage.Type, addr netip.Addr) []by
 }
 
 func pack(src, dst netip.Addr, proto layers.IPProtocol, upper gopacket.SerializableLayer, payload []byte) []byte {
-	var ip gopacket.SerializableLayer = &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+	var ip gopacket.SerializableLayer = &layers.IPv4{
+		Version: 4, IHL: 5, TTL: 64, Protocol: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+	}
 	if src.Is6() {
 		ip = &layers.IPv6{Version: 6, NextHeader: proto, HopLimit: 64, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
 	}
@@ -120,7 +122,8 @@ func TestAnswerWaitsForItsAddresses(t *testing.T) {
 		t.Errorf("%d queries, %d answers, %d waited, %d strangers", s.Queries.Load(), s.Answers.Load(), s.Waited.Load(),
 			s.Strangers.Load())
 	}
-	if a := b.learned[0]; !slices.Equal(a.Names, []string{"www.example.com"}) || !slices.Equal(a.Addrs, []netip.Addr{target}) {
+	a := b.learned[0]
+	if !slices.Equal(a.Names, []string{"www.example.com"}) || !slices.Equal(a.Addrs, []netip.Addr{target}) {
 		t.Errorf("learned %+v", a)
 	}
 	// What is in force already is learned again, for longer, and does not wait.
@@ -141,7 +144,7 @@ func TestAnswerThatCannotWait(t *testing.T) {
 	}
 }
 
-// TestStrangersChangeNothing: whatever differs from the question, nothing is learned, and the answer itself counts still.
+// TestStrangersChangeNothing: whatever differs from the question, nothing is learned, and the answer itself counts.
 func TestStrangersChangeNothing(t *testing.T) {
 	other := netip.MustParseAddr("10.0.1.3")
 	good := message(7, "www.example.com.", dnsmessage.TypeA, target)
@@ -236,7 +239,8 @@ func framed(messages ...[]byte) (all []byte) {
 func TestStream(t *testing.T) {
 	b := newBench(t)
 	query := framed(message(1, "a.b.", dnsmessage.TypeA, netip.Addr{}), message(2, "c.d.", dnsmessage.TypeA, netip.Addr{}))
-	first, second := framed(message(1, "a.b.", dnsmessage.TypeA, target)), framed(message(2, "c.d.", dnsmessage.TypeA, target))
+	first := framed(message(1, "a.b.", dnsmessage.TypeA, target))
+	second := framed(message(2, "c.d.", dnsmessage.TypeA, target))
 	b.want("data of a stream that began before", tcp(client, dns, 101, 16, query), Drop, 0)
 	b.want("SYN with data", tcp(client, dns, 100, 2, query), Drop, 0)
 	b.want("SYN", tcp(client, dns, 100, 2, nil), Pass, 0)

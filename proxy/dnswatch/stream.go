@@ -35,8 +35,8 @@ const keep = 4 << 10
 // begin starts anew behind a SYN.
 func (s *stream) begin(seq uint32) { *s = stream{began: true, next: seq + 1} }
 
-// feed takes the bytes over that come next, and hands on each message that they complete. Messages longer than limit are
-// left out. The message is valid during the call.
+// feed takes the bytes over that come next, and hands on each message that they complete. Messages longer than limit
+// are left out. The message is valid during the call.
 func (s *stream) feed(b []byte, limit int, each func(message []byte)) {
 	s.next += uint32(len(b))
 	for len(b) > 0 {

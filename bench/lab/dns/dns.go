@@ -1,5 +1,5 @@
-// Package dns is a DNS server and a resolver for labs: the server says what it was told to say, and the resolver asks one
-// question and takes the answer as it comes.
+// Package dns is a DNS server and a resolver for labs: the server says what it was told to say, and the resolver asks
+// one question and takes the answer as it comes.
 package dns
 
 import (
@@ -170,7 +170,8 @@ func (s *Server) lookup(name string, kind dnsmessage.Type) (answers []dnsmessage
 			case r.Addr.Is4() && kind == dnsmessage.TypeA:
 				answers = append(answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.AResource{A: r.Addr.As4()}})
 			case r.Addr.Is6() && kind == dnsmessage.TypeAAAA:
-				answers = append(answers, dnsmessage.Resource{Header: head, Body: &dnsmessage.AAAAResource{AAAA: r.Addr.As16()}})
+				body := &dnsmessage.AAAAResource{AAAA: r.Addr.As16()}
+				answers = append(answers, dnsmessage.Resource{Header: head, Body: body})
 			}
 		}
 		if next == "" {
@@ -252,7 +253,8 @@ func (q *Question) exchange(network string) (m dnsmessage.Message, err error) {
 		if err != nil {
 			return m, err
 		}
-		return m, m.Unpack(answer)
+		err = m.Unpack(answer)
+		return m, err
 	}
 	if _, err := c.Write(query); err != nil {
 		return m, err
@@ -262,7 +264,8 @@ func (q *Question) exchange(network string) (m dnsmessage.Message, err error) {
 	if err != nil {
 		return m, err
 	}
-	return m, m.Unpack(buf[:n])
+	err = m.Unpack(buf[:n])
+	return m, err
 }
 
 // readFrame and writeFrame are DNS over TCP: a message behind its length (RFC 1035, 4.2.2).

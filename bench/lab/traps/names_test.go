@@ -101,7 +101,7 @@ func zone() []dns.Record {
 	}
 }
 
-// TestNames: every way to learn a name opens its addresses to the pod that asked, and to no other, and nothing else does.
+// TestNames: every way to learn a name opens its addresses to the pod that asked, to no other, and nothing else does.
 func TestNames(t *testing.T) {
 	for _, node := range []string{"one", "two"} {
 		t.Run("DNS on "+node, func(t *testing.T) {
