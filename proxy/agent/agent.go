@@ -202,10 +202,7 @@ func (a *agent) openKernel() error {
 
 func (a *agent) build() error {
 	threads := a.cfg.queues()
-	var err error
-	if a.learned, err = newLearned(a.cfg.learnedSize(), threads); err != nil {
-		return err
-	}
+	a.learned = newLearned(a.cfg.learnedSize(), threads)
 	a.publisher = &publisher{}
 	a.limiter = newLimiter()
 	clock := newClock()

@@ -4,8 +4,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -16,36 +14,35 @@ const learnedRing = 1 << 14
 // It is what a policy change is checked against, and it keeps the sets from filling up.
 type learned struct {
 	mu sync.Mutex
-	// tuples is an LRU by admission: the kernel does not tell which elements it uses.
-	tuples *simplelru.LRU[ruleset.Tuple, struct{}]
+	// tuples are in the order of their admission: the kernel does not tell which elements it uses.
+	tuples *tuples
 	rings  []*ring[ruleset.Tuple]
 	// lost is the number of tuples that the rings could not take and that a resync has not recovered yet.
 	lost uint64
-	// surplus are tuples pushed out of the LRU; they have to leave the kernel too.
+	// surplus are tuples that had to leave the list; they have to leave the kernel too.
 	surplus []ruleset.Tuple
 }
 
 // newLearned tracks up to size tuples per family pair, fed by one ring per queue thread.
-func newLearned(size, threads int) (*learned, error) {
-	l := &learned{}
+func newLearned(size, threads int) *learned {
+	l := &learned{tuples: newTuples(size)}
 	for range threads {
 		l.rings = append(l.rings, newRing[ruleset.Tuple](learnedRing))
 	}
-	var err error
-	l.tuples, err = simplelru.NewLRU(size, func(t ruleset.Tuple, _ struct{}) { l.surplus = append(l.surplus, t) })
-	return l, err
+	return l
 }
 
-// collect takes in what the queue threads admitted since the last call.
-func (l *learned) collect() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.drain()
+// add puts a tuple on the list. The caller holds mu.
+func (l *learned) add(t ruleset.Tuple) {
+	if oldest, left := l.tuples.add(t); left {
+		l.surplus = append(l.surplus, oldest)
+	}
 }
 
+// drain takes in what the queue threads admitted since the last time. The caller holds mu.
 func (l *learned) drain() {
 	for _, r := range l.rings {
-		r.drain(func(t ruleset.Tuple) { l.tuples.Add(t, struct{}{}) })
+		r.drain(l.add)
 	}
 }
 
@@ -72,10 +69,10 @@ func (l *learned) replace(held []ruleset.Tuple) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drain()
-	l.tuples.Purge()
+	l.tuples.clear()
 	l.lost, l.surplus = lost, nil
 	for _, t := range held {
-		l.tuples.Add(t, struct{}{})
+		l.add(t)
 	}
 }
 
@@ -84,8 +81,8 @@ func (l *learned) adopt(held []ruleset.Tuple) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range held {
-		if !l.tuples.Contains(t) {
-			l.tuples.Add(t, struct{}{})
+		if !l.tuples.contains(t) {
+			l.add(t)
 		}
 	}
 }
@@ -95,7 +92,7 @@ func (l *learned) knows(held []ruleset.Tuple) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drain()
-	return !slices.ContainsFunc(held, func(t ruleset.Tuple) bool { return !l.tuples.Contains(t) })
+	return !slices.ContainsFunc(held, func(t ruleset.Tuple) bool { return !l.tuples.contains(t) })
 }
 
 // purge forgets everything: the kernel's sets are about to be emptied.
@@ -108,37 +105,37 @@ func (l *learned) forget(affected affectedSet, allowed func(ruleset.Tuple) bool)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drain()
-	var gone []ruleset.Tuple
-	for _, t := range l.tuples.Keys() {
+	gone := l.surplus
+	l.surplus = nil
+	for t := range l.tuples.all() {
 		if (affected.contains(t.Src) || affected.contains(t.Dst)) && !allowed(t) {
 			gone = append(gone, t)
+			l.tuples.remove(t)
 		}
 	}
-	for _, t := range gone {
-		l.tuples.Remove(t)
-	}
-	// Remove reports to the eviction callback as well, so the surplus holds gone already.
-	gone, l.surplus = l.surplus, nil
 	return gone
 }
 
-// surplusLen is the number of tuples waiting to leave the kernel.
-func (l *learned) surplusLen() int {
+// takeSurplus removes and returns the surplus, for the caller to do with as with what forget returns.
+func (l *learned) takeSurplus() []ruleset.Tuple {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.surplus)
+	l.drain()
+	gone := l.surplus
+	l.surplus = nil
+	return gone
 }
 
 // list is what the kernel is believed to hold.
 func (l *learned) list() []ruleset.Tuple {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.tuples.Keys()
+	return slices.Collect(l.tuples.all())
 }
 
 // len is the number of tuples believed to be in the kernel.
 func (l *learned) len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.tuples.Len()
+	return l.tuples.len()
 }

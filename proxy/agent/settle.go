@@ -151,11 +151,10 @@ func (s *settler) run(ctx context.Context) error {
 
 // evict keeps the kernel's sets from filling up.
 func (s *settler) evict(ctx context.Context) error {
-	s.learned.collect()
-	if s.learned.surplusLen() == 0 {
+	gone := s.learned.takeSurplus()
+	if len(gone) == 0 {
 		return nil
 	}
-	gone := s.learned.forget(addresses{}, nil)
 	if s.publisher.quiesce(ctx) != nil {
 		return nil //nolint:nilerr // asked to stop; the next agent looks at the whole cache
 	}
