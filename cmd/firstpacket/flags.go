@@ -50,7 +50,8 @@ func complete(cmd *cobra.Command, flag string, words ...string) {
 
 // agentFlag adds --agent.
 func agentFlag(cmd *cobra.Command, address *string, def string) {
-	cmd.Flags().StringVar(address, "agent", def, "ask the agent that serves this address: its --http-address, host:port or unix:PATH, "+
+	cmd.Flags().StringVar(address, "agent", def, "ask the agent that serves this address: its --http-address, "+
+		"host:port or unix:PATH, "+
 		"on its node or through kubectl port-forward (commonly "+agent.DefaultHTTPAddress+")")
 }
 

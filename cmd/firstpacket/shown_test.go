@@ -73,7 +73,7 @@ func commands(t *testing.T, page string) []shown {
 // ours are commands in the text that begin with a program of ours and go on.
 var ours = regexp.MustCompile("`((?:bin/firstpacket|firstpacket|make|go test|go run) [a-z./-][^`]*)`")
 
-// words splits a command as a shell does, as far as the pages need it: comments, quotes, and the sign of the background.
+// words splits a command as a shell does, as far as the pages need it: comments, quotes, and the background.
 func words(line string) []string {
 	line, _, _ = strings.Cut(line, " # ")
 	var all []string
