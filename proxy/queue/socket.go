@@ -43,10 +43,10 @@ func (r *receiver) read(fd int) (int, unix.Errno) { return r.receive(fd, unix.MS
 // doze waits for the first datagram, but only for a moment (see setDoze), and reads what is there then; EAGAIN says
 // that there was nothing.
 //
-// Other than for a longer sleep, the scheduler is not told. It would take the thread's place among the running ones away
-// after some 20 us, wake up its monitor thread when the next packet comes, and have the two meet: that costs more than a
-// verdict. Package agent adds places for the threads of queues. A collection of garbage that wants all threads to stop
-// sends a signal, which ends the call.
+// Other than for a longer sleep, the scheduler is not told. It would take the thread's place among the running ones
+// away after some 20 us, wake up its monitor thread when the next packet comes, and have the two meet: that costs more
+// than a verdict. Package agent adds places for the threads of queues. A collection of garbage that wants all threads
+// to stop sends a signal, which ends the call.
 func (r *receiver) doze(fd int) (int, unix.Errno) { return r.receive(fd, unix.MSG_WAITFORONE) }
 
 func (r *receiver) receive(fd, flags int) (int, unix.Errno) {
