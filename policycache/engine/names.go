@@ -108,8 +108,8 @@ type page struct {
 
 // Learn takes over an answer that the pod with the address was given, which holds until then. Names and addresses are
 // kept whatever the policies are, so that one that comes later knows them, and for as long as the pod is there.
-// Addresses that pods and nodes own, or that lie in the pod CIDRs, are not reachable under any name. Learn tells whether
-// a pod of this node has the pod's address.
+// Addresses that pods and nodes own, or that lie in the pod CIDRs, are not reachable under any name. Learn tells
+// whether a pod of this node has the pod's address.
 func (m *Model) Learn(pod netip.Addr, a domain.Answer, until time.Time) bool {
 	ep := m.owner(pod)
 	if !m.isSubject(ep) {

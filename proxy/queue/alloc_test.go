@@ -54,8 +54,8 @@ func TestLoopAllocatesNothing(t *testing.T) {
 				runtime.Gosched()
 			}
 		}
-		for q.stats.heldNow.Load() != 0 {
-			runtime.Gosched()
+		for waits := q.stats.waits.Load(); q.stats.heldNow.Load() != 0 || q.stats.waits.Load() == waits; {
+			runtime.Gosched() // until the loop has nothing to do and sleeps
 		}
 		runtime.ReadMemStats(&after)
 		return after.Mallocs - before.Mallocs
