@@ -31,4 +31,5 @@ const trimDelay = time.Second
 func trimMemory() {
 	setGCPercent(steadyGCPercent)
 	debug.FreeOSMemory()
+	dropProgramPages()
 }
