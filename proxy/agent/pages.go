@@ -12,8 +12,8 @@ import (
 
 // dropProgramPages takes the program's own code and constants out of the process's memory: most of what ran once, to
 // take the first state in, does not run again. They stay in the page cache, from where what is used comes back page by
-// page. Nothing is lost by it: in a program that is linked to fixed addresses, nobody has ever written to these mappings.
-// Failure is none, it only saves memory.
+// page. Nothing is lost by it: in a program that is linked to fixed addresses, nobody has ever written to these
+// mappings. Failure is none, it only saves memory.
 func dropProgramPages() {
 	name, err := os.Readlink("/proc/self/exe")
 	if err != nil || !fixed(name) {
