@@ -1,8 +1,8 @@
 package image
 
 import (
-	"bytes"
 	"archive/tar"
+	"bytes"
 	"debug/buildinfo"
 	"encoding/json"
 	"errors"
