@@ -124,7 +124,7 @@ const settlePause = 5 * time.Millisecond
 func (s *settler) run(ctx context.Context) error {
 	tick := time.NewTicker(learnInterval)
 	defer tick.Stop()
-	var took time.Duration
+	var rest time.Time // the end of the pause after the last pass
 	for {
 		select {
 		case <-ctx.Done():
@@ -138,13 +138,13 @@ func (s *settler) run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(max(settlePause, took)):
+			case <-time.After(max(settlePause, time.Until(rest))):
 			}
 			began := time.Now()
 			if err := s.pass(ctx); err != nil {
 				return err
 			}
-			took = time.Since(began)
+			rest = time.Now().Add(time.Since(began))
 		}
 	}
 }
