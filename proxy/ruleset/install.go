@@ -37,7 +37,7 @@ func (r *Ruleset) Install(s State) error {
 // when another owner has it.
 func (r *Ruleset) Repair(s State) error {
 	err := r.installAs(s, func(t *tx, k *kernelTable) error {
-		owner, err := r.ownerIn(k)
+		owner, err := r.ownerIn(k.set(setOwner))
 		switch {
 		case err != nil:
 			return err

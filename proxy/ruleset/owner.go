@@ -29,19 +29,31 @@ func ownerElement(owner uint32) []nftables.SetElement {
 
 // Owner returns the owner of the table; 0 when it has none. Its error is ErrNotInstalled when there is no table.
 func (r *Ruleset) Owner() (uint32, error) {
-	k, err := r.read()
+	var have *nftables.Set
+	err := r.reads.do(func(c *nftables.Conn) (err error) {
+		have, err = c.GetSetByName(r.layout.table, setOwner)
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) {
+		k, err := r.read()
+		if err != nil {
+			return 0, explain(err)
+		}
+		if !k.present {
+			return 0, ErrNotInstalled
+		}
+		return 0, nil
+	}
 	if err != nil {
 		return 0, explain(err)
 	}
-	if !k.present {
-		return 0, ErrNotInstalled
-	}
-	return r.ownerIn(k)
+	return r.ownerIn(have)
 }
 
-func (r *Ruleset) ownerIn(k *kernelTable) (uint32, error) {
+// ownerIn reads the owner out of the set of that name, which may be nil or somebody else's.
+func (r *Ruleset) ownerIn(have *nftables.Set) (uint32, error) {
 	owner := r.layout.set(setOwner)
-	if have := k.set(setOwner); have == nil || !sameSet(have, owner) {
+	if have == nil || !sameSet(have, owner) {
 		return 0, nil
 	}
 	list, err := r.content(owner)
