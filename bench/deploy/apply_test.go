@@ -2,13 +2,11 @@ package deploy
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -23,6 +21,7 @@ import (
 	"k8s.io/client-go/restmapper"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
+	"github.com/firstpacket/firstpacket/bench/kube/kubetest"
 )
 
 // The manifests to install, and those of a release with everything switched on.
@@ -48,19 +47,10 @@ func (w warnings) HandleWarningHeader(_ int, _, text string) {
 
 func startCluster(t *testing.T, opts kube.Options) *cluster {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	k, err := kube.Start(ctx, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := k.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	k := kubetest.Start(t, opts)
 	c := &cluster{Cluster: k, config: k.Config()}
 	c.config.WarningHandler = warnings{t}
+	var err error
 	if c.client, err = kubernetes.NewForConfig(c.config); err != nil {
 		t.Fatal(err)
 	}

@@ -209,6 +209,15 @@ func (k *kubelet) exec(ctx context.Context, args []string) ([]byte, error) {
 	return out[:n], nil
 }
 
+// waitStarted waits until the container's startup probe says so.
+func (k *kubelet) waitStarted(t *testing.T) {
+	t.Helper()
+	eventually(t, "the startup probe", func() bool {
+		_, err := k.exec(t.Context(), k.spec.StartupProbe.Exec.Command)
+		return err == nil
+	})
+}
+
 // stop ends a container as the kubelet does, and returns how it ended.
 func stop(cmd *exec.Cmd) error {
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {

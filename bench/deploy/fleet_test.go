@@ -16,7 +16,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/firstpacket/firstpacket/bench/kube"
 	"github.com/firstpacket/firstpacket/bench/lab/binary"
 )
 
@@ -122,14 +121,8 @@ func (n *node) cli(t *testing.T, k *kubelet, args ...string) (stdout, stderr str
 // on loopback alone, as the chart has them, and with the proxy to one that is exposed. One of two agents is gone, which
 // must not keep the other one's flows from being shown.
 func TestFleet(t *testing.T) {
-	n := newNode(t)
-	c := startCluster(t, kube.Options{Netns: n.NS().FD()})
-	c.apply(t, plainManifests)
-	populate(t, c)
-	if _, err := c.client.NetworkingV1().NetworkPolicies("shop").Create(t.Context(), policy(),
-		metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	n, c := install(t)
+	isolate(t, c)
 	readers(t, c)
 	register(t, c, nodeName, nodeAddress, serveKubelet(t, n.NS(), nodeAddress))
 	register(t, c, "node-gone", "192.168.7.99", 1)
@@ -240,10 +233,7 @@ func (n *node) runAgent(t *testing.T, k *kubelet) {
 			t.Errorf("the agent ends with %v and says:\n%s", err, bytes.TrimSpace(said))
 		}
 	})
-	eventually(t, "the agent is ready", func() bool {
-		_, err := k.exec(t.Context(), k.spec.StartupProbe.Exec.Command)
-		return err == nil
-	})
+	k.waitStarted(t)
 	eventually(t, "the policy in force", func() bool {
 		_, err := k.exec(t.Context(), []string{"/firstpacket", "probe", "/readyz"})
 		return err == nil

@@ -9,22 +9,14 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/firstpacket/firstpacket/bench/kube"
 )
 
 // TestUpdate updates the pod of a node as the DaemonSet's strategy has it done: the new pod starts beside the old one,
 // with the very arguments and volumes of the template, and the old one is ended once the new one's own probe says so.
 // Meanwhile every allowed connection comes about, at the first attempt, and no forbidden one.
 func TestUpdate(t *testing.T) {
-	n := newNode(t)
-	c := startCluster(t, kube.Options{Netns: n.NS().FD()})
-	c.apply(t, plainManifests)
-	populate(t, c)
-	if _, err := c.client.NetworkingV1().NetworkPolicies("shop").Create(t.Context(), policy(),
-		metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	n, c := install(t)
+	isolate(t, c)
 	ds, err := c.client.AppsV1().DaemonSets("firstpacket").Get(t.Context(), "firstpacket", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -49,10 +41,7 @@ func TestUpdate(t *testing.T) {
 			}
 			return string(b)
 		}
-		eventually(t, name+" is ready", func() bool {
-			_, err := k.exec(t.Context(), k.spec.StartupProbe.Exec.Command)
-			return err == nil
-		})
+		k.waitStarted(t)
 		return k, cmd, said
 	}
 	_, old, oldSaid := begin("old")

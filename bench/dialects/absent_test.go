@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
+	"github.com/firstpacket/firstpacket/bench/kube/kubetest"
 	"github.com/firstpacket/firstpacket/classify/source"
 	sourcekube "github.com/firstpacket/firstpacket/classify/source/kube"
 	"github.com/firstpacket/firstpacket/deploy/crds"
@@ -58,15 +59,7 @@ func (r *requests) quiet() []string {
 func TestAbsentKinds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	server, err := kube.Start(ctx, kube.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	server := kubetest.Start(t, kube.Options{})
 	client, err := dynamic.NewForConfig(server.Config())
 	if err != nil {
 		t.Fatal(err)

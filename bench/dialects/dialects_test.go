@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
+	"github.com/firstpacket/firstpacket/bench/kube/kubetest"
 	"github.com/firstpacket/firstpacket/deploy/crds"
 	"github.com/firstpacket/firstpacket/policycache/alpha"
 	"github.com/firstpacket/firstpacket/policycache/convert"
@@ -66,15 +67,7 @@ var definitions = schema.GroupVersionResource{
 func TestAPIServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	server, err := kube.Start(ctx, kube.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	server := kubetest.Start(t, kube.Options{})
 	client, err := dynamic.NewForConfig(server.Config())
 	if err != nil {
 		t.Fatal(err)

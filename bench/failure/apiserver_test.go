@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
+	"github.com/firstpacket/firstpacket/bench/kube/kubetest"
 	"github.com/firstpacket/firstpacket/bench/lab"
 	"github.com/firstpacket/firstpacket/bench/lab/agents"
 	"github.com/firstpacket/firstpacket/bench/lab/binary"
@@ -48,13 +49,7 @@ func newServed(t *testing.T) *served {
 	})
 	node, err := s.Place("node/one")
 	s.must(err)
-	s.kube, err = kube.Start(ctx, kube.Options{Netns: node.NS.FD()})
-	s.must(err)
-	t.Cleanup(func() {
-		if err := s.kube.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	s.kube = kubetest.Start(t, kube.Options{Netns: node.NS.FD()})
 	s.client, err = kubernetes.NewForConfig(s.kube.Config())
 	s.must(err)
 	s.register(ctx, objects)

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	mdnetlink "github.com/mdlayher/netlink"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
@@ -122,12 +120,7 @@ func TestConntrackTableFull(t *testing.T) {
 			return f.Exchange().Outcome != probe.Reached
 		})
 	}
-	node, err := b.Place("node/one")
-	b.must(err)
-	h, err := netlink.NewHandleAt(netns.NsHandle(node.NS.FD()))
-	b.must(err)
-	defer h.Close()
-	b.must(h.ConntrackTableFlush(netlink.ConntrackTable))
+	b.flushConntrack()
 	b.must(b.WaitApplied(ctx))
 	b.reaches("client", "server")
 	b.denied("friend", "server")

@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
@@ -101,6 +102,17 @@ func TestTamperedTable(t *testing.T) {
 	b.denied("friend", "server")
 }
 
+// flushConntrack has the node forget all flows.
+func (b *bed) flushConntrack() {
+	b.t.Helper()
+	node, err := b.Place("node/one")
+	b.must(err)
+	h, err := netlink.NewHandleAt(netns.NsHandle(node.NS.FD()), unix.NETLINK_NETFILTER)
+	b.must(err)
+	defer h.Close()
+	b.must(h.ConntrackTableFlush(netlink.ConntrackTable))
+}
+
 // TestConntrackFlush: established flows are picked up again, forbidden ones are not.
 func TestConntrackFlush(t *testing.T) {
 	t.Parallel()
@@ -108,12 +120,7 @@ func TestConntrackFlush(t *testing.T) {
 	b.apply(admitting("friend"))
 	held := b.flow("friend", "server", probe.TCP, false)
 	udp := b.flow("friend", "server", probe.UDP, true)
-	node, err := b.Place("node/one")
-	b.must(err)
-	h, err := netlink.NewHandleAt(netns.NsHandle(node.NS.FD()))
-	b.must(err)
-	defer h.Close()
-	b.must(h.ConntrackTableFlush(netlink.ConntrackTable))
+	b.flushConntrack()
 	for _, f := range []*probe.Flow{held, udp} {
 		if r := f.Exchange(); r.Outcome != probe.Reached || r.Latency > probe.DefaultWait {
 			t.Errorf("established flow: %v", r)

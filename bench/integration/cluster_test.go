@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/firstpacket/firstpacket/bench/kube"
+	"github.com/firstpacket/firstpacket/bench/kube/kubetest"
 	"github.com/firstpacket/firstpacket/bench/lab"
 	"github.com/firstpacket/firstpacket/bench/lab/agents"
 	"github.com/firstpacket/firstpacket/bench/lab/binary"
@@ -70,16 +71,9 @@ func newClusterWith(t *testing.T, args, definitions []string, objects ...topolog
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	server, err := kube.Start(ctx, kube.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	server := kubetest.Start(t, kube.Options{})
 	c := &cluster{t: t, agents: map[string]*agents.Agent{}, written: map[string]int64{}}
+	var err error
 	c.client, err = kubernetes.NewForConfig(server.Config())
 	c.must(err)
 	c.dynamic, err = dynamic.NewForConfig(server.Config())
@@ -264,17 +258,30 @@ func (c *cluster) deletePolicy(namespace, name string) {
 		Kind: "NetworkPolicy." + networkingv1.GroupName, Namespace: namespace, Name: name,
 	}))
 	policies := c.client.NetworkingV1().NetworkPolicies(namespace)
-	w, err := policies.Watch(c.t.Context(), metav1.SingleObject(metav1.ObjectMeta{Name: name}))
+	c.deleteNoted("NetworkPolicy", name, policies.Watch, func(ctx context.Context) error {
+		return policies.Delete(ctx, name, metav1.DeleteOptions{})
+	})
+}
+
+// deleteNoted deletes an object and has the agents catch up with the version of the deletion, which only a watch tells.
+func (c *cluster) deleteNoted(
+	kind, name string, watcher func(context.Context, metav1.ListOptions) (watch.Interface, error),
+	remove func(context.Context) error,
+) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	w, err := watcher(ctx, metav1.SingleObject(metav1.ObjectMeta{Name: name}))
 	c.must(err)
 	defer w.Stop()
-	c.must(policies.Delete(c.t.Context(), name, metav1.DeleteOptions{}))
+	c.must(remove(ctx))
 	for e := range w.ResultChan() {
 		if gone, ok := e.Object.(metav1.Object); ok && e.Type == watch.Deleted {
-			c.note("NetworkPolicy", gone) // the event has the version of the deletion
+			c.note(kind, gone)
 			return
 		}
 	}
-	c.t.Fatalf("the API server did not tell of the deletion of %s/%s", namespace, name)
+	c.t.Fatalf("the API server did not tell of the deletion of %s %s", kind, name)
 }
 
 // waitApplied waits until all agents enforce everything that the test has written.

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/yaml"
 
 	"github.com/firstpacket/firstpacket/policycache/alpha"
@@ -129,15 +128,7 @@ func (c *cluster) create(r schema.GroupVersionResource, text string) *unstructur
 func (c *cluster) deleteAlpha(namespace, name string) {
 	c.t.Helper()
 	policies := c.dynamic.Resource(alphaPolicies).Namespace(namespace)
-	w, err := policies.Watch(c.t.Context(), metav1.SingleObject(metav1.ObjectMeta{Name: name}))
-	c.must(err)
-	defer w.Stop()
-	c.must(policies.Delete(c.t.Context(), name, metav1.DeleteOptions{}))
-	for e := range w.ResultChan() {
-		if gone, ok := e.Object.(metav1.Object); ok && e.Type == watch.Deleted {
-			c.note(rule.AlphaNetworkPolicy.String(), gone)
-			return
-		}
-	}
-	c.t.Fatalf("the API server did not tell of the deletion of %s/%s", namespace, name)
+	c.deleteNoted(rule.AlphaNetworkPolicy.String(), name, policies.Watch, func(ctx context.Context) error {
+		return policies.Delete(ctx, name, metav1.DeleteOptions{})
+	})
 }
