@@ -160,3 +160,33 @@ func TestOpenRefuses(t *testing.T) {
 		t.Error("a negative size")
 	}
 }
+
+func TestOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "flows.json")
+	for i := range 2 {
+		f, err := Open(path, Rotation{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(f, i)
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "0\n1\n" {
+		t.Errorf("file %q (%v), want both lines", b, err)
+	}
+	if _, err := Open(t.TempDir(), Rotation{}); err == nil {
+		t.Error("a directory was opened")
+	}
+	f, err := Open("-", Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if _, err := os.Stdout.Stat(); err != nil {
+		t.Errorf("standard output was closed: %v", err)
+	}
+}
