@@ -15,6 +15,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
+	"github.com/firstpacket/firstpacket/proxy/warnings"
 )
 
 func newAgent() *cobra.Command {
@@ -48,7 +49,9 @@ the next agent. 'firstpacket cleanup' removes everything.`,
 			if verbose {
 				level = zerolog.DebugLevel
 			}
-			cfg.Log = zerolog.New(os.Stderr).Level(level).With().Timestamp().Str("node", cfg.NodeName).Logger()
+			cfg.Warnings = new(warnings.Recorder)
+			cfg.Log = zerolog.New(zerolog.MultiLevelWriter(os.Stderr, cfg.Warnings)).Level(level).
+				With().Timestamp().Str("node", cfg.NodeName).Logger()
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}

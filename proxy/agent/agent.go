@@ -34,8 +34,9 @@ import (
 
 // Agent is a running agent, put together by Run.
 type agent struct {
-	cfg   Config
-	marks mark.Layout
+	cfg     Config
+	marks   mark.Layout
+	started time.Time
 
 	rules      *ruleset.Ruleset // for reading only
 	publisher  *publisher
@@ -60,7 +61,7 @@ type agent struct {
 // error of one sentence that says what to do: without it the agent could not do its job any more.
 func Run(ctx context.Context, cfg Config) (err error) {
 	setGCPercent(startGCPercent)
-	a := &agent{cfg: cfg}
+	a := &agent{cfg: cfg, started: time.Now()}
 	if a.marks, err = cfg.validate(); err != nil {
 		return err
 	}

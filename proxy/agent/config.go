@@ -13,6 +13,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/mark"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
+	"github.com/firstpacket/firstpacket/proxy/warnings"
 )
 
 // Config is what a user can choose. The zero value is not valid: NodeName and one source are required.
@@ -79,6 +80,8 @@ type Config struct {
 	Version string
 	// Log takes what operators should know; never one line per packet.
 	Log zerolog.Logger
+	// Warnings is what /status tells of the log's warnings: a second writer of Log. It may be nil.
+	Warnings *warnings.Recorder
 }
 
 // Defaults of the agent's flags.

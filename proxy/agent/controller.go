@@ -70,8 +70,9 @@ type applied struct {
 	PodCIDRs []netip.Prefix
 	// Names is how many addresses each pod has learned under names, by namespace/name.
 	Names map[string]int
-	// Policies and Problems describe the policies in it.
+	// Policies, of these by dialect, and Problems describe the policies in it.
 	Policies int
+	Dialects map[string]int
 	Problems map[string][]string
 	// Err is the last transaction's failure; nil once one succeeded.
 	Err error
@@ -296,9 +297,13 @@ func (c *controller) record(versions map[string]string, s *engine.Snapshot, err 
 	if w := c.reporter.Load(); w != nil {
 		w.Changed()
 	}
+	dialects := map[string]int{}
+	for ref := range c.state.Policies() {
+		dialects[ref.Dialect.String()]++
+	}
 	c.applied = applied{
 		Versions: versions, Snapshot: s, Generation: c.generation, At: time.Now(),
-		Policies: len(c.state.Policies()), Problems: problems, PodCIDRs: c.state.PodCIDRs(),
+		Policies: len(c.state.Policies()), Dialects: dialects, Problems: problems, PodCIDRs: c.state.PodCIDRs(),
 		Names: c.state.Names(),
 	}
 }

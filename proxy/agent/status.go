@@ -6,16 +6,30 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/proxy/health"
+	"github.com/firstpacket/firstpacket/proxy/queue"
+	"github.com/firstpacket/firstpacket/proxy/warnings"
 )
 
 // Status is what /status answers. Fields are stable: tools wait on generation, applied and manifests.
 type Status struct {
-	Node     string `json:"node"`
-	Version  string `json:"version"`
+	Node    string `json:"node"`
+	Version string `json:"version"`
+	// Kernel is the kernel's release, and Features say what the table makes use of.
+	Kernel   string `json:"kernel"`
 	Features string `json:"features"`
+	// Started is when the agent began.
+	Started time.Time `json:"started"`
+	// DenyWith is how denied packets are refused, drop or reject; FailOpen, that packets pass which no agent is there to
+	// judge; MarkMask has the bits of marks that are ours.
+	DenyWith string `json:"denyWith"`
+	FailOpen bool   `json:"failOpen,omitempty"`
+	MarkMask string `json:"markMask"`
+	// QueueLimit is how many packets wait in one queue at most.
+	QueueLimit int `json:"queueLimit"`
 	// Audit: nothing is enforced, and what would be is in the flow log.
 	Audit bool `json:"audit,omitempty"`
 	// Ready is empty when the agent enforces, else what it waits for.
@@ -31,6 +45,8 @@ type Status struct {
 	// Manifests is the digest of the directory's content that is in force and settled, for the directory source.
 	Manifests string `json:"manifests,omitempty"`
 	Policies  int    `json:"policies"`
+	// Dialects is how many of the policies each dialect has.
+	Dialects map[string]int `json:"dialects,omitempty"`
 	// Problems lists policies that could not be understood in full, and why. They fail closed.
 	Problems map[string][]string `json:"problems,omitempty"`
 	// Names is how many addresses the node's pods have learned under domain names, for pods that have learned any.
@@ -43,9 +59,11 @@ type Status struct {
 	// Reports tells of the writing of conditions and events; nil where the agent takes no part in it.
 	Reports *ReportStatus `json:"reports,omitempty"`
 	// Repairs is how often somebody else had changed the table in the kernel and it was written anew.
-	Repairs uint64         `json:"repairs"`
-	Errors  []string       `json:"errors,omitempty"`
-	Sources []SourceStatus `json:"sources"`
+	Repairs uint64 `json:"repairs"`
+	// Errors keep the agent from what it has to do, now; Warnings are what it has logged since it started, newest first.
+	Errors   []string           `json:"errors,omitempty"`
+	Warnings []warnings.Warning `json:"warnings,omitempty"`
+	Sources  []SourceStatus     `json:"sources"`
 }
 
 // ReportStatus is about conditions and events of policies.
@@ -58,12 +76,17 @@ type ReportStatus struct {
 
 // SourceStatus is the health of one kind of objects.
 type SourceStatus struct {
-	Kind      string    `json:"kind"`
-	Objects   int       `json:"objects"`
-	Failing   int       `json:"failing,omitempty"`
+	Kind    string `json:"kind"`
+	Objects int    `json:"objects"`
+	// Failing is how many objects have a state that could not be understood; an older one is in force.
+	Failing int `json:"failing,omitempty"`
+	// Synced is false until all objects are known. Absent kinds are those that the cluster does not serve.
 	Synced    bool      `json:"synced"`
+	Absent    bool      `json:"absent,omitempty"`
 	LastEvent time.Time `json:"lastEvent"`
-	Error     string    `json:"error,omitempty"`
+	// Error is why the source cannot be followed now, since ErrorSince. What was known stays in force.
+	Error      string    `json:"error,omitempty"`
+	ErrorSince time.Time `json:"errorSince,omitzero"`
 }
 
 func (a *agent) endpoints() health.Config {
@@ -101,13 +124,15 @@ func (a *agent) ready() error {
 func (a *agent) status() Status {
 	applied, settled := a.controller.status(), a.settler.status()
 	s := Status{
-		Node: a.cfg.NodeName, Version: a.cfg.Version, Features: a.rules.Features().String(),
-		Audit:      a.cfg.Audit,
+		Node: a.cfg.NodeName, Version: a.cfg.Version, Kernel: kernelRelease(), Features: a.rules.Features().String(),
+		Started: a.started, DenyWith: a.cfg.DenyWith.String(), FailOpen: a.cfg.failOpen(), MarkMask: a.marks.String(),
+		QueueLimit: queue.DefaultMaxLen, Audit: a.cfg.Audit,
 		Generation: applied.Generation, Settled: settled.Generation,
 		Applied: applied.Versions, AppliedAt: applied.At,
-		Policies: applied.Policies, Problems: applied.Problems, Names: applied.Names, Tuples: a.learned.len(),
+		Policies: applied.Policies, Dialects: applied.Dialects, Problems: applied.Problems, Names: applied.Names,
+		Tuples:  a.learned.len(),
 		Revoked: settled.Revoked, Restored: settled.Restored, SettleSeconds: settled.Took.Seconds(),
-		Repairs: a.controller.repairs.Load(),
+		Repairs: a.controller.repairs.Load(), Warnings: a.cfg.Warnings.List(),
 	}
 	if w := a.controller.reporter.Load(); w != nil {
 		s.Reports = &ReportStatus{Elected: w.Elected(), Written: w.Written()}
@@ -125,13 +150,24 @@ func (a *agent) status() Status {
 		s.Manifests = a.source.digest(applied.Versions)
 	}
 	for _, h := range a.sourceHealth() {
-		one := SourceStatus{Kind: h.Kind, Objects: h.Objects, Failing: h.Failing, Synced: h.Synced, LastEvent: h.LastEvent}
+		one := SourceStatus{
+			Kind: h.Kind, Objects: h.Objects, Failing: h.Failing, Synced: h.Synced, Absent: h.Absent, LastEvent: h.LastEvent,
+		}
 		if h.Err != nil {
-			one.Error = h.Err.Error()
+			one.Error, one.ErrorSince = h.Err.Error(), h.ErrSince
 		}
 		s.Sources = append(s.Sources, one)
 	}
 	return s
+}
+
+// kernelRelease is that of the running kernel, as uname -r prints it; empty if it does not tell.
+func kernelRelease() string {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(name.Release[:])
 }
 
 func (a *agent) sourceHealth() []source.Health {

@@ -19,15 +19,25 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const status = `{
-  "node": "n1", "version": "v1.2.3", "features": "queue expression", "generation": 9, "settled": 8,
-  "appliedAt": "2026-01-02T11:59:00Z", "policies": 3, "tuples": 17, "revokedFlows": 2, "repairs": 1,
+  "node": "n1", "version": "v1.2.3", "kernel": "6.18.5", "features": "queue=native limit=yes",
+  "started": "2026-01-02T09:00:00Z", "denyWith": "reject", "failOpen": true, "markMask": "0x3f000000",
+  "queueLimit": 4096, "generation": 9, "settled": 8, "applied": {"Pod": "1207", "Node": "1200"},
+  "appliedAt": "2026-01-02T11:59:00Z", "policies": 3, "dialects": {"NetworkPolicy": 2, "ClusterNetworkPolicy": 1},
+  "tuples": 17, "revokedFlows": 2, "repairs": 1,
   "settleSeconds": 0.0123, "problems": {"NetworkPolicy/shop/db": ["spec.ingress[0]: is wrong"]},
   "errors": ["the last thing that failed"],
+  "warnings": [
+    {"message": "the last good state stays in force", "about": {"kind": "Node"}, "error": "watch nodes: is gone",
+     "count": 12, "first": "2026-01-02T11:58:00Z", "last": "2026-01-02T11:59:57Z"},
+    {"message": "somebody changed the table", "count": 1, "first": "2026-01-02T11:00:00Z",
+     "last": "2026-01-02T11:00:00Z"}
+  ],
   "sources": [
     {"kind": "Pod", "objects": 40, "synced": true, "lastEvent": "2026-01-02T11:59:58Z"},
     {"kind": "Node", "objects": 2, "failing": 1, "synced": true, "lastEvent": "2026-01-02T11:59:58Z",
-     "error": "is gone"},
-    {"kind": "ClusterNetworkPolicy", "objects": 0}
+     "error": "is gone", "errorSince": "2026-01-02T11:58:00Z"},
+    {"kind": "ClusterNetworkPolicy", "objects": 0, "absent": true},
+    {"kind": "Namespace", "objects": 0}
   ]
 }`
 
@@ -43,11 +53,27 @@ firstpacket_verdict_seconds_sum 0.01
 firstpacket_verdict_seconds_count 105
 # TYPE firstpacket_kernel_packets_total counter
 firstpacket_kernel_packets_total{outcome="queued"} 105
-firstpacket_kernel_packets_total{outcome="admitted"} 300
+firstpacket_kernel_packets_total{outcome="admitted"} 100
+firstpacket_kernel_packets_total{outcome="cached"} 315
+firstpacket_kernel_packets_total{outcome="unlearnt"} 2
+# TYPE firstpacket_cached_tuples_limit gauge
+firstpacket_cached_tuples_limit 65536
 # TYPE firstpacket_queue_packets_total counter
 firstpacket_queue_packets_total{queue="2016"} 105
 # TYPE firstpacket_queue_dropped_packets_total counter
 firstpacket_queue_dropped_packets_total{queue="2016",at="socket"} 1
+# TYPE firstpacket_queue_waiting_packets gauge
+firstpacket_queue_waiting_packets{queue="2016"} 3
+# TYPE firstpacket_queue_held_packets gauge
+firstpacket_queue_held_packets{queue="2016"} 2
+# TYPE firstpacket_queue_holds_total counter
+firstpacket_queue_holds_total{queue="2016"} 9
+# TYPE firstpacket_queue_hold_expired_total counter
+firstpacket_queue_hold_expired_total{queue="2016"} 1
+# TYPE firstpacket_queue_hold_full_total counter
+firstpacket_queue_hold_full_total{queue="2016"} 4
+# TYPE firstpacket_flow_log_write_errors_total counter
+firstpacket_flow_log_write_errors_total 6
 # TYPE firstpacket_flow_log_lines_total counter
 firstpacket_flow_log_lines_total 5
 # TYPE process_resident_memory_bytes gauge
@@ -86,22 +112,27 @@ func TestScreen(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `node        n1, enforcing
-agent       version v1.2.3, 34 MiB resident
-kernel      queue expression
+agent       version v1.2.3, up 3h0m0s, 34 MiB resident
+kernel      6.18.5, features queue=native limit=yes, marks 0x3f000000
+mode        denied packets are rejected; while no agent runs, new connections of isolated pods pass
 generation  9 for 1m0s, what was admitted before is at 8 (took 12.3ms)
-policies    3, 1 with problems
+policies    3, 1 with problems, ClusterNetworkPolicy 1, NetworkPolicy 2
               NetworkPolicy/shop/db: spec.ingress[0]: is wrong
-cache       17 tuples in the kernel; flows revoked 2, restored 0; table repaired 1 times
-packets     admitted 300, queued 105
+cache       17 tuples in the kernel, of 65536 for each address family; it admitted 75% of new flows; no room for 2 verdicts
+flows       2 revoked, 0 restored by changes; table repaired 1 times
+packets     admitted 100, cached 315, queued 105, unlearnt 2
 verdicts    allow 100, deny 5, hold 0; half within 50µs, 99% within 100µs
               deny egress no-rule-matches 1
               deny ingress no-rule-matches 4
-flow log    5 lines, 0 packets not logged
-queues      2016: 105 packets, 0 waiting, 0 held, 1 dropped, 0 errors
-sources     Pod: 40, heard of 2s ago
-            Node: 2, is gone, 1 not understood
-            ClusterNetworkPolicy: 0, not there
-errors      the last thing that failed
+flow log    5 lines, 0 packets not logged, 6 failed writes
+queues      2016: 105 packets, 3 of 4096 waiting, 2 held (9 ever, 1 in vain, no room for 4), 1 dropped, 0 errors
+sources     Pod: 40, version 1207, heard of 2s ago
+            Node: 2, version 1200, heard of 2s ago, failing for 2m0s: is gone, 1 not understood
+            ClusterNetworkPolicy: not served
+            Namespace: not all known yet
+errors      now: the last thing that failed
+            3s ago, 12 times: the last good state stays in force (kind Node): watch nodes: is gone
+            1h0m0s ago, once: somebody changed the table
 `
 	if d := cmp.Diff(want, plain.String()); d != "" {
 		t.Error(d)
@@ -151,7 +182,7 @@ func TestQuietAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	screen := b.String()
-	if o.Ready() || !strings.Contains(screen, "NOT READY: starting") || !strings.Contains(screen, "errors      none") {
+	if o.Ready() || !strings.Contains(screen, "NOT READY: starting") || !strings.Contains(screen, "errors      none since the start") {
 		t.Error(screen)
 	}
 }

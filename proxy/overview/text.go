@@ -1,6 +1,7 @@
 package overview
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/firstpacket/firstpacket/policycache/term"
+	"github.com/firstpacket/firstpacket/proxy/warnings"
 )
 
 // WriteText writes one screen. Ages are counted up to now.
@@ -58,8 +60,17 @@ func (p *page) heading() {
 		state = p.Bad("NOT READY: " + s.NotReady)
 	}
 	p.line("node", "%s, %s", s.Node, state)
-	p.line("agent", "version %s, %s resident", s.Version, bytes(p.sum(memory)))
-	p.line("kernel", "%s", s.Features)
+	p.line("agent", "version %s, up %s, %s resident", s.Version, p.age(s.Started), bytes(p.sum(memory)))
+	p.line("kernel", "%s, features %s, marks %s", s.Kernel, s.Features, s.MarkMask)
+	without := "wait"
+	if s.FailOpen {
+		without = p.Mixed("pass")
+	}
+	denied := "dropped"
+	if s.DenyWith == "reject" {
+		denied = "rejected"
+	}
+	p.line("mode", "denied packets are %s; while no agent runs, new connections of isolated pods %s", denied, without)
 }
 
 func (p *page) enforcement() {
@@ -70,14 +81,33 @@ func (p *page) enforcement() {
 	}
 	p.line("generation", "%d for %s, %s (took %s)", s.Generation, p.age(s.AppliedAt), settled, seconds(s.SettleSeconds))
 	problems := len(s.Problems)
-	p.line("policies", "%d, %s", s.Policies, p.alarm(float64(problems), fmt.Sprintf("%d with problems", problems)))
+	dialects := ""
+	for _, d := range slices.Sorted(maps.Keys(s.Dialects)) {
+		dialects += fmt.Sprintf(", %s %d", d, s.Dialects[d])
+	}
+	p.line("policies", "%d, %s%s", s.Policies, p.alarm(float64(problems), fmt.Sprintf("%d with problems", problems)), dialects)
 	for _, name := range slices.Sorted(maps.Keys(s.Problems)) {
 		for _, problem := range s.Problems[name] {
 			p.line("", "  %s: %s", name, problem)
 		}
 	}
-	p.line("cache", "%d tuples in the kernel; flows revoked %d, restored %d; table repaired %d times",
-		s.Tuples, s.Revoked, s.Restored, s.Repairs)
+	p.line("cache", "%d tuples in the kernel, of %.0f for each address family%s", s.Tuples, p.sum("cached_tuples_limit"),
+		p.hits())
+	p.line("flows", "%d revoked, %d restored by changes; table repaired %d times", s.Revoked, s.Restored, s.Repairs)
+}
+
+// hits is the part of new flows that the kernel judged by its cache, if there were any.
+func (p *page) hits() string {
+	cached := p.sum("kernel_packets_total", "outcome", "cached")
+	asked := p.sum("kernel_packets_total", "outcome", "queued")
+	if cached+asked == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("; it admitted %.0f%% of new flows", 100*cached/(cached+asked))
+	if unlearnt := p.sum("kernel_packets_total", "outcome", "unlearnt"); unlearnt > 0 {
+		text += "; " + p.Bad(fmt.Sprintf("no room for %.0f verdicts", unlearnt))
+	}
+	return text
 }
 
 // names shows what pods have learned under domain names, where there are such pods.
@@ -114,9 +144,10 @@ func (p *page) packets() {
 			}
 		}
 	}
-	lost := p.sum("flow_log_lost_total")
-	p.line("flow log", "%.0f lines, %s", p.sum("flow_log_lines_total"),
-		p.alarm(lost, fmt.Sprintf("%.0f packets not logged", lost)))
+	lost, failed := p.sum("flow_log_lost_total"), p.sum("flow_log_write_errors_total")
+	p.line("flow log", "%.0f lines, %s, %s", p.sum("flow_log_lines_total"),
+		p.alarm(lost, fmt.Sprintf("%.0f packets not logged", lost)),
+		p.alarm(failed, fmt.Sprintf("%.0f failed writes", failed)))
 }
 
 func (p *page) latency() string {
@@ -134,11 +165,16 @@ func (p *page) queues() {
 		if i == 0 {
 			subject = "queues"
 		}
-		dropped, failed := p.sum("queue_dropped_packets_total", "queue", q), p.sum("queue_errors_total", "queue", q)
-		p.line(subject, "%s: %.0f packets, %.0f waiting, %.0f held, %s, %s", q,
-			p.sum("queue_packets_total", "queue", q), p.sum("queue_waiting_packets", "queue", q),
-			p.sum("queue_held_packets", "queue", q), p.alarm(dropped, fmt.Sprintf("%.0f dropped", dropped)),
-			p.alarm(failed, fmt.Sprintf("%.0f errors", failed)))
+		n := func(name string) float64 { return p.sum(name, "queue", q) }
+		dropped, failed, full := n("queue_dropped_packets_total"), n("queue_errors_total"), n("queue_hold_full_total")
+		held := fmt.Sprintf("%.0f held (%.0f ever, %.0f in vain", n("queue_held_packets"), n("queue_holds_total"),
+			n("queue_hold_expired_total"))
+		if full > 0 {
+			held += p.Bad(fmt.Sprintf(", no room for %.0f", full))
+		}
+		p.line(subject, "%s: %.0f packets, %.0f of %d waiting, %s), %s, %s", q, n("queue_packets_total"),
+			n("queue_waiting_packets"), p.Status.QueueLimit, held,
+			p.alarm(dropped, fmt.Sprintf("%.0f dropped", dropped)), p.alarm(failed, fmt.Sprintf("%.0f errors", failed)))
 	}
 }
 
@@ -148,14 +184,18 @@ func (p *page) sources() {
 		if i == 0 {
 			subject = "sources"
 		}
-		text := fmt.Sprintf("%s: %d", s.Kind, s.Objects)
+		text := fmt.Sprintf("%s: ", s.Kind)
 		switch {
-		case s.Error != "":
-			text += p.Bad(", " + s.Error)
+		case s.Absent:
+			text += "not served"
 		case !s.Synced:
-			text += ", not there"
+			text += p.Mixed("not all known yet")
 		default:
-			text += ", heard of " + p.age(s.LastEvent) + " ago"
+			text += fmt.Sprintf("%d, version %s, heard of %s ago", s.Objects, cmp.Or(p.Status.Applied[s.Kind], "none"),
+				p.age(s.LastEvent))
+		}
+		if s.Error != "" {
+			text += p.Bad(fmt.Sprintf(", failing for %s: %s", p.age(s.ErrorSince), s.Error))
 		}
 		if s.Failing > 0 {
 			text += p.Bad(fmt.Sprintf(", %d not understood", s.Failing))
@@ -164,19 +204,59 @@ func (p *page) sources() {
 	}
 }
 
+// maxWarnings is how many warnings are shown; JSON has all.
+const maxWarnings = 8
+
+// errors shows what is wrong now, then what was.
 func (p *page) errors() {
-	if len(p.Status.Errors) == 0 {
-		p.line("errors", "none")
+	subject := "errors"
+	line := func(format string, args ...any) {
+		p.line(subject, format, args...)
+		subject = ""
 	}
 	for _, e := range p.Status.Errors {
-		p.line("errors", "%s", p.Bad(e))
+		line("%s", p.Bad("now: "+e))
 	}
+	list := p.Status.Warnings
+	for i := range list[:min(len(list), maxWarnings)] {
+		w := &list[i]
+		times := "once"
+		if w.Count > 1 {
+			times = fmt.Sprintf("%d times", w.Count)
+		}
+		line("%s ago, %s: %s", p.age(w.Last), times, describe(w))
+	}
+	if more := len(list) - maxWarnings; more > 0 {
+		line("and %d older kinds", more)
+	}
+	if subject != "" {
+		line("none since the start")
+	}
+}
+
+// describe is a warning in one line.
+func describe(w *warnings.Warning) string {
+	text := w.Message
+	for i, field := range slices.Sorted(maps.Keys(w.About)) {
+		separator := ", "
+		if i == 0 {
+			separator = " ("
+		}
+		text += separator + field + " " + w.About[field]
+	}
+	if len(w.About) > 0 {
+		text += ")"
+	}
+	if w.Error != "" {
+		text += ": " + w.Error
+	}
+	return text
 }
 
 // age is how long ago something was.
 func (p *page) age(t time.Time) string {
 	if t.IsZero() {
-		return "ever"
+		return "unknown time"
 	}
 	return max(p.now.Sub(t), 0).Round(time.Second).String()
 }
