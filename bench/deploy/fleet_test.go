@@ -40,13 +40,21 @@ func readers(t *testing.T, c *cluster) {
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: user},
 			Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: user}},
 		}
-		if _, err := c.client.RbacV1().Roles("firstpacket").Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.client.RbacV1().RoleBindings("firstpacket").
-			Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		grant(t, c, "firstpacket", role, binding)
+		// To find the node of a pod.
+		role.Rules = []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}}
+		grant(t, c, "shop", role, binding)
+	}
+}
+
+func grant(t *testing.T, c *cluster, namespace string, role *rbacv1.Role, binding *rbacv1.RoleBinding) {
+	t.Helper()
+	rbac := c.client.RbacV1()
+	if _, err := rbac.Roles(namespace).Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rbac.RoleBindings(namespace).Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -172,9 +180,39 @@ func TestFleet(t *testing.T) {
 			if out, said, err := ask(way.other, "flows"); err == nil || !strings.Contains(said, "forbidden") {
 				t.Errorf("who may not %s: %q, %q, %v", way.via, out, said, err)
 			}
+			n.askOne(t, ask, way.user)
 			n.follow(t, k, "flows", "--follow", "-o", "json", "--node", nodeName, "--via", way.via,
 				"--kubeconfig", kubeconfig(way.user))
 		})
+	}
+}
+
+// askOne asks the agent of a node how it is and why it denies, and all agents how they are.
+func (n *node) askOne(t *testing.T, ask func(user string, args ...string) (string, string, error), user string) {
+	t.Helper()
+	for _, way := range [][]string{{"--node", nodeName}, {"--pod", "shop/server"}} {
+		out, said, err := ask(user, append([]string{"status"}, way...)...)
+		if err != nil || !strings.HasPrefix(out, "node        "+nodeName+", enforcing") {
+			t.Errorf("status of %s: %q, %q, %v", way, out, said, err)
+		}
+	}
+	question := []string{"explain", "--from", "192.0.2.1", "--to", "shop/server", "--port", fmt.Sprint(other)}
+	for _, way := range [][]string{{"--node", nodeName}, {"--agents"}} {
+		out, said, err := ask(user, append(question, way...)...)
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(out, "NetworkPolicy/shop/server") {
+			t.Errorf("explained by %s: %q, %q, %v", way, out, said, err)
+		}
+	}
+	out, said, err := ask(user, "status", "--all-nodes")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("status of all, of which one is gone: %v, %s", err, said)
+	}
+	lines := strings.Split(out, "\n")
+	if len(lines) != 4 || !strings.HasPrefix(lines[1], nodeName) || !strings.Contains(lines[1], "enforcing") ||
+		!strings.HasPrefix(lines[2], "node-gone") || !strings.Contains(lines[2], "NO ANSWER") {
+		t.Errorf("status of all: %s", out)
 	}
 }
 

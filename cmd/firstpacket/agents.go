@@ -49,35 +49,57 @@ func (f *agentsFlags) find(ctx context.Context) ([]*fleet.Agent, error) {
 		}
 		return agents, nil
 	}
+	c, err := f.through()
+	if err != nil {
+		return nil, err
+	}
+	return f.among(ctx, c, f.nodes)
+}
+
+// through is the way to the agents of a cluster.
+func (f *agentsFlags) through() (*fleet.Cluster, error) {
 	config, _, err := f.Config()
 	if err != nil {
 		return nil, fmt.Errorf("%w; give --kubeconfig, or --agent to ask an agent at its address", err)
 	}
 	config.UserAgent = userAgent()
-	c := fleet.Cluster{Config: config, Namespace: f.namespace, Via: fleet.Via(f.via.value)}
+	return &fleet.Cluster{Config: config, Namespace: f.namespace, Via: fleet.Via(f.via.value)}, nil
+}
+
+// among finds the agents of these nodes; of all, if none are given.
+func (f *agentsFlags) among(ctx context.Context, c *fleet.Cluster, nodes []string) ([]*fleet.Agent, error) {
 	agents, err := c.Find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w; --agents-namespace says where they are", err)
 	}
-	if len(f.nodes) == 0 {
+	if len(nodes) == 0 {
 		return agents, nil
 	}
 	var known []string
 	chosen := slices.DeleteFunc(agents, func(a *fleet.Agent) bool {
 		known = append(known, a.Name)
-		if slices.Contains(f.nodes, a.Name) {
+		if slices.Contains(nodes, a.Name) {
 			return false
 		}
 		a.Close()
 		return true
 	})
-	for _, node := range f.nodes {
+	for _, node := range nodes {
 		if !slices.Contains(known, node) {
 			closeAgents(chosen)
 			return nil, fmt.Errorf("no agent runs on node %s; there are %s", node, strings.Join(known, ", "))
 		}
 	}
 	return chosen, nil
+}
+
+// nodeOf is the node that runs a pod, which is namespace/name.
+func nodeOf(ctx context.Context, c *fleet.Cluster, pod string) (string, error) {
+	namespace, name, ok := strings.Cut(pod, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return "", errUsage{fmt.Errorf("pod %q: write namespace/name", pod)}
+	}
+	return c.NodeOf(ctx, namespace, name)
 }
 
 func closeAgents(agents []*fleet.Agent) {

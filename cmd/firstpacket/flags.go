@@ -1,17 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/firstpacket/firstpacket/proxy/agent"
-	"github.com/firstpacket/firstpacket/proxy/fleet"
 )
 
 // choice is the value of a flag that takes one of a few words.
@@ -45,27 +39,6 @@ func complete(cmd *cobra.Command, flag string, words ...string) {
 	fixed := cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
 	if err := cmd.RegisterFlagCompletionFunc(flag, fixed); err != nil {
 		panic(err) // only for flags that do not exist
-	}
-}
-
-// agentFlag adds --agent.
-func agentFlag(cmd *cobra.Command, address *string, def string) {
-	cmd.Flags().StringVar(address, "agent", def, "ask the agent that serves this address: its --http-address, "+
-		"host:port or unix:PATH, "+
-		"on its node or through kubectl port-forward (commonly "+agent.DefaultHTTPAddress+")")
-}
-
-// agentPatience is how long an agent may take to answer.
-const agentPatience = 10 * time.Second
-
-// toAgent gives a client, a host and a context for questions to the agent at an address.
-func toAgent(ctx context.Context, address string) (context.Context, *http.Client, string, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, agentPatience)
-	a := fleet.At(address)
-	client, base := a.Client()
-	return ctx, client, base.Host, func() {
-		a.Close()
-		cancel()
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -246,9 +248,12 @@ func TestAgentAnswersAsTheLibraryDoes(t *testing.T) {
 		return c.Snapshot
 	}))
 	defer srv.Close()
-	address := strings.TrimPrefix(srv.URL, "http://")
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ask := func(q Question, style *term.Style) (Remote, error) {
-		return AskAgent(t.Context(), srv.Client(), address, q, style)
+		return AskAgent(t.Context(), srv.Client(), *base, q, style)
 	}
 	q := Question{From: "web-1", To: "db-1", Port: "80", Namespace: "shop"}
 	if _, err := ask(q, nil); err == nil || !strings.Contains(err.Error(), "starting") {
@@ -295,15 +300,29 @@ func TestAgentAnswersAsTheLibraryDoes(t *testing.T) {
 }
 
 func TestSomebodyElseAnswers(t *testing.T) {
-	srv := httptest.NewServer(nil) // the default mux: 404
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/proxy/explain" {
+			http.Error(w, `{"kind":"Status","message":"pods is forbidden"}`, http.StatusForbidden)
+			return
+		}
+		http.NotFound(w, r)
+	}))
 	defer srv.Close()
-	_, err := AskAgent(t.Context(), srv.Client(), strings.TrimPrefix(srv.URL, "http://"), Question{}, nil)
-	if err == nil || !strings.Contains(err.Error(), "does not explain") {
-		t.Error(err)
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, says := range map[string]string{
+		"": "does not explain (404 Not Found: 404 page not found)", "/api/proxy": "(403 Forbidden: pods is forbidden)",
+	} {
+		_, err := AskAgent(t.Context(), srv.Client(), *base.JoinPath(path), Question{}, nil)
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Error(err)
+		}
 	}
 	srv.Close()
-	_, err = AskAgent(t.Context(), srv.Client(), strings.TrimPrefix(srv.URL, "http://"), Question{}, nil)
-	if err == nil || !strings.Contains(err.Error(), "--http-address") {
+	if _, err := AskAgent(t.Context(), srv.Client(), *base, Question{}, nil); err == nil ||
+		!strings.Contains(err.Error(), "no answer from the agent") {
 		t.Error(err)
 	}
 }

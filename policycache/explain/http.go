@@ -92,8 +92,10 @@ type Remote struct {
 	Body    []byte
 }
 
-// AskAgent asks a running agent, at host:port, for words in a style, or for JSON if style is nil.
-func AskAgent(ctx context.Context, client *http.Client, address string, q Question, style *term.Style) (Remote, error) {
+// AskAgent asks the running agent whose paths are below base for words in a style, or for JSON if style is nil.
+func AskAgent(
+	ctx context.Context, client *http.Client, base url.URL, q Question, style *term.Style,
+) (Remote, error) {
 	v := url.Values{"from": {q.From}, "to": {q.To}, "port": {q.Port}, "namespace": {q.Namespace}}
 	if style != nil {
 		v.Set("output", "text")
@@ -101,22 +103,27 @@ func AskAgent(ctx context.Context, client *http.Client, address string, q Questi
 			v.Set("colour", "1")
 		}
 	}
-	u := url.URL{Scheme: "http", Host: address, Path: Path, RawQuery: v.Encode()}
+	u := base.JoinPath(Path)
+	u.RawQuery = v.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 	if err != nil {
-		return Remote{}, fmt.Errorf("agent %s: %w", address, err)
+		return Remote{}, fmt.Errorf("asking the agent: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return Remote{}, fmt.Errorf("no answer from the agent: %w; give the --http-address that it runs with", err)
+		var outer *url.Error // says the whole question once more
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
+		return Remote{}, fmt.Errorf("no answer from the agent: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return Remote{}, fmt.Errorf("agent %s: %w", address, err)
+		return Remote{}, fmt.Errorf("reading the agent's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return Remote{}, statusError(address, resp, body)
+		return Remote{}, statusError(resp, body)
 	}
 	r := Remote{Body: body}
 	if resp.Header.Get(VerdictHeader) == engine.Allow.String() {
@@ -125,13 +132,20 @@ func AskAgent(ctx context.Context, client *http.Client, address string, q Questi
 	return r, nil
 }
 
-func statusError(address string, resp *http.Response, body []byte) error {
-	message := strings.TrimSpace(string(body))
+// maxMessage bounds what is shown of an answer that is none.
+const maxMessage = 500
+
+func statusError(resp *http.Response, body []byte) error {
+	message := strings.TrimSpace(string(body[:min(len(body), maxMessage)]))
 	switch {
 	case resp.Header.Get(VerdictHeader) == "":
-		return fmt.Errorf("what answers at %s does not explain (%s); is it an agent of this version?", address, resp.Status)
+		var status struct{ Message string } // of an API server in between
+		if json.Unmarshal(body, &status) == nil && status.Message != "" {
+			message = status.Message
+		}
+		return fmt.Errorf("what answers does not explain (%s: %s); is it an agent of this version?", resp.Status, message)
 	case resp.StatusCode == http.StatusBadRequest:
-		return fmt.Errorf("agent %s: %w: %s", address, ErrQuestion, strings.TrimPrefix(message, ErrQuestion.Error()+": "))
+		return fmt.Errorf("%w: %s", ErrQuestion, strings.TrimPrefix(message, ErrQuestion.Error()+": "))
 	}
-	return fmt.Errorf("agent %s: %s", address, message)
+	return errors.New(message)
 }

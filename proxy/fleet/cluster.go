@@ -91,6 +91,25 @@ func (c *Cluster) Find(ctx context.Context) ([]*Agent, error) {
 	return agents, nil
 }
 
+// ErrNoNode is returned for a pod that no node runs.
+var ErrNoNode = errors.New("has no node yet")
+
+// NodeOf is the node that a pod runs on. It needs the right to get pods in the namespace.
+func (c *Cluster) NodeOf(ctx context.Context, namespace, name string) (string, error) {
+	client, err := kubernetes.NewForConfig(c.Config)
+	if err != nil {
+		return "", fmt.Errorf("pod %s/%s: %w", namespace, name, err)
+	}
+	pod, err := client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("node of pod %s/%s: %w", namespace, name, err)
+	}
+	if pod.Spec.NodeName == "" {
+		return "", fmt.Errorf("pod %s/%s %w", namespace, name, ErrNoNode)
+	}
+	return pod.Spec.NodeName, nil
+}
+
 func (c *Cluster) agent(client kubernetes.Interface, pod *corev1.Pod) (*Agent, error) {
 	port := httpPort(pod)
 	request := client.CoreV1().RESTClient().Get().Resource("pods").Namespace(pod.Namespace)

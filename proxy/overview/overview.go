@@ -41,27 +41,27 @@ const (
 // ErrNoAgent is wrapped by errors that mean that nobody, or somebody else, answers.
 var ErrNoAgent = errors.New("no agent answers")
 
-// Fetch asks the agent whose --http-address is given.
-func Fetch(ctx context.Context, client *http.Client, address string) (*Overview, error) {
-	raw, err := get(ctx, client, address, "/status")
+// Fetch asks the agent whose paths are below base.
+func Fetch(ctx context.Context, client *http.Client, base url.URL) (*Overview, error) {
+	raw, err := get(ctx, client, base, "/status")
 	if err != nil {
 		return nil, err
 	}
 	o := new(Overview)
 	if err := json.Unmarshal(raw, &o.Status); err != nil {
-		return nil, fmt.Errorf("%w at %s, but somebody else: %w", ErrNoAgent, address, err)
+		return nil, fmt.Errorf("%w, but somebody else: %w", ErrNoAgent, err)
 	}
 	if o.Status.Node == "" {
-		return nil, fmt.Errorf("%w at %s, but somebody else", ErrNoAgent, address)
+		return nil, fmt.Errorf("%w, but somebody else", ErrNoAgent)
 	}
-	raw, err = get(ctx, client, address, "/metrics")
+	raw, err = get(ctx, client, base, "/metrics")
 	if err != nil {
 		return nil, err
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(string(raw)))
 	if err != nil {
-		return nil, fmt.Errorf("metrics of the agent at %s: %w", address, err)
+		return nil, fmt.Errorf("metrics of the agent: %w", err)
 	}
 	o.Metrics = map[string]*dto.MetricFamily{}
 	for name, f := range families {
@@ -74,56 +74,77 @@ func Fetch(ctx context.Context, client *http.Client, address string) (*Overview,
 	return o, nil
 }
 
-func get(ctx context.Context, client *http.Client, address, path string) ([]byte, error) {
-	u := url.URL{Scheme: "http", Host: address, Path: path}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+func get(ctx context.Context, client *http.Client, base url.URL, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath(path).String(), http.NoBody)
 	if err != nil {
-		return nil, fmt.Errorf("agent %q: %w", address, err)
+		return nil, fmt.Errorf("asking the agent: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w; give the --http-address that it runs with as --agent", ErrNoAgent, err)
+		var outer *url.Error // says the address once more
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w at %s, but somebody else: %s is %s", ErrNoAgent, address, path, resp.Status)
-	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("agent at %s: %w", address, err)
+		return nil, fmt.Errorf("reading the agent's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%w, but somebody else: %s is %s%s", ErrNoAgent, path, resp.Status, message(raw))
 	}
 	return raw, nil
 }
 
-// WriteJSON writes the status, and the metrics as a list of samples by name.
-func (o *Overview) WriteJSON(w io.Writer) error {
-	type sample struct {
-		Labels map[string]string `json:"labels,omitempty"`
-		Value  float64           `json:"value"`
+// message is what an API server in between says.
+func message(raw []byte) string {
+	var status struct{ Message string }
+	if json.Unmarshal(raw, &status) != nil || status.Message == "" {
+		return ""
 	}
-	metrics := map[string][]sample{}
-	for _, name := range slices.Sorted(maps.Keys(o.Metrics)) {
-		for _, m := range o.Metrics[name].GetMetric() {
+	return ": " + status.Message
+}
+
+// report is what JSON has of an agent.
+type report struct {
+	Status agent.Status `json:"status"`
+	// VerdictSeconds has bounds of quantiles, those that JSON can say.
+	VerdictSeconds map[string]float64  `json:"verdictSeconds"`
+	Metrics        map[string][]sample `json:"metrics"`
+}
+
+type sample struct {
+	Labels map[string]string `json:"labels,omitempty"`
+	Value  float64           `json:"value"`
+}
+
+func (o *Overview) report() *report {
+	r := &report{Status: o.Status, VerdictSeconds: map[string]float64{}, Metrics: map[string][]sample{}}
+	for name, family := range o.Metrics {
+		for _, m := range family.GetMetric() {
 			if m.GetHistogram() != nil {
 				continue // told as quantiles
 			}
-			metrics[name] = append(metrics[name], sample{labelsOf(m), value(m)})
+			r.Metrics[name] = append(r.Metrics[name], sample{labelsOf(m), value(m)})
 		}
 	}
-	latency := map[string]float64{}
 	for _, q := range []float64{0.5, 0.99} {
-		if v, ok := o.quantile("verdict_seconds", q); ok && !math.IsInf(v, 1) { // which JSON cannot say
-			latency[fmt.Sprintf("p%g", 100*q)] = v
+		if v, ok := o.quantile("verdict_seconds", q); ok && !math.IsInf(v, 1) {
+			r.VerdictSeconds[fmt.Sprintf("p%g", 100*q)] = v
 		}
 	}
+	return r
+}
+
+// WriteJSON writes the status, and the metrics as a list of samples by name.
+func (o *Overview) WriteJSON(w io.Writer) error { return writeJSON(w, o.report()) }
+
+func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	err := enc.Encode(struct {
-		Status         agent.Status        `json:"status"`
-		VerdictSeconds map[string]float64  `json:"verdictSeconds"`
-		Metrics        map[string][]sample `json:"metrics"`
-	}{o.Status, latency, metrics})
-	if err != nil {
+	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("writing the status: %w", err)
 	}
 	return nil

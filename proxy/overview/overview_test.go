@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -83,7 +84,7 @@ go_goroutines 10
 `
 
 // serve answers paths with texts.
-func serve(t *testing.T, answers map[string]string) (*http.Client, string) {
+func serve(t *testing.T, answers map[string]string) (*http.Client, url.URL) {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, ok := answers[r.URL.Path]
@@ -96,12 +97,16 @@ func serve(t *testing.T, answers map[string]string) (*http.Client, string) {
 		}
 	}))
 	t.Cleanup(srv.Close)
-	return srv.Client(), strings.TrimPrefix(srv.URL, "http://")
+	base, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return srv.Client(), *base
 }
 
 func TestScreen(t *testing.T) {
-	client, address := serve(t, map[string]string{"/status": status, "/metrics": metrics})
-	o, err := Fetch(t.Context(), client, address)
+	client, base := serve(t, map[string]string{"/status": status, "/metrics": metrics})
+	o, err := Fetch(t.Context(), client, base)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,8 +148,8 @@ errors      now: the last thing that failed
 }
 
 func TestJSON(t *testing.T) {
-	client, address := serve(t, map[string]string{"/status": status, "/metrics": metrics})
-	o, err := Fetch(t.Context(), client, address)
+	client, base := serve(t, map[string]string{"/status": status, "/metrics": metrics})
+	o, err := Fetch(t.Context(), client, base)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,8 +177,8 @@ func TestJSON(t *testing.T) {
 }
 
 func TestQuietAgent(t *testing.T) {
-	client, address := serve(t, map[string]string{"/status": `{"node":"n1","notReady":"starting"}`, "/metrics": ""})
-	o, err := Fetch(t.Context(), client, address)
+	client, base := serve(t, map[string]string{"/status": `{"node":"n1","notReady":"starting"}`, "/metrics": ""})
+	o, err := Fetch(t.Context(), client, base)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,17 +200,81 @@ func TestNoAgent(t *testing.T) {
 		"half of it":      {"/status": status},
 		"strange metrics": {"/status": status, "/metrics": "{{{"},
 	} {
-		client, address := serve(t, answers)
-		_, err := Fetch(t.Context(), client, address)
+		client, base := serve(t, answers)
+		_, err := Fetch(t.Context(), client, base)
 		if err == nil || name != "strange metrics" && !errors.Is(err, ErrNoAgent) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Fetch(t.Context(), http.DefaultClient, "127.0.0.1:1"); !errors.Is(err, ErrNoAgent) ||
-		!strings.Contains(err.Error(), "--http-address") {
+	nobody := url.URL{Scheme: "http", Host: "127.0.0.1:1"}
+	if _, err := Fetch(t.Context(), http.DefaultClient, nobody); !errors.Is(err, ErrNoAgent) {
 		t.Error(err)
 	}
-	if _, err := Fetch(t.Context(), http.DefaultClient, "a b"); err == nil {
+	if _, err := Fetch(t.Context(), http.DefaultClient, url.URL{Scheme: "http", Host: "a b"}); err == nil {
 		t.Error("an address with a space")
+	}
+}
+
+// TestThroughProxy: what an API server in between says is told.
+func TestThroughProxy(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/v1/x/proxy/status" {
+			t.Errorf("asked for %s", r.URL.Path)
+		}
+		http.Error(w, `{"kind":"Status","message":"pods is forbidden"}`, http.StatusForbidden)
+	}))
+	defer srv.Close()
+	base, err := url.Parse(srv.URL + "/api/v1/x/proxy/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = Fetch(t.Context(), srv.Client(), *base); !errors.Is(err, ErrNoAgent) ||
+		!strings.HasSuffix(err.Error(), "403 Forbidden: pods is forbidden") {
+		t.Error(err)
+	}
+}
+
+func TestTable(t *testing.T) {
+	client, base := serve(t, map[string]string{"/status": status, "/metrics": metrics})
+	troubled, err := Fetch(t.Context(), client, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, base = serve(t, map[string]string{"/status": `{"node":"n2","notReady":"starting"}`, "/metrics": ""})
+	starting, err := Fetch(t.Context(), client, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := Table{{Name: "n1", Overview: troubled}, {Name: "n2", Overview: starting}, {Name: "n3", Err: ErrNoAgent}}
+	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	var plain, coloured, asJSON strings.Builder
+	if err := errors.Join(table.WriteText(&plain, term.Style{}, now),
+		table.WriteText(&coloured, term.Style{Colour: true}, now), table.WriteJSON(&asJSON)); err != nil {
+		t.Fatal(err)
+	}
+	want := `NODE  VERSION  UP            GENERATION  POLICIES  PROBLEMS  CACHED  DENIED  DROPPED  STATE
+n1    v1.2.3   3h0m0s        9           3         1         17      5       1        enforcing; 3s ago: ` +
+		`the last good state stays in force (kind Node): watch nodes: is gone
+n2             unknown time  0           0         0         0       0       0        NOT READY: starting
+n3    -        -             -           -         -         -       -       -        NO ANSWER: no agent answers
+`
+	if d := cmp.Diff(want, plain.String()); d != "" {
+		t.Error(d)
+	}
+	if !strings.Contains(coloured.String(), "\x1b[31mNOT READY") || strings.Contains(plain.String(), "\x1b") {
+		t.Errorf("%q", coloured.String())
+	}
+	var list []struct {
+		Name, Error string
+		Status      *struct{ Node string }
+	}
+	if err := json.Unmarshal([]byte(asJSON.String()), &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 3 || list[0].Status.Node != "n1" || list[2].Error == "" || list[2].Status != nil {
+		t.Errorf("%s", asJSON.String())
+	}
+	if table.Ready() || table.Err() != nil || !(table[:1]).Ready() || !errors.Is(table[2:].Err(), ErrNoAgent) {
+		t.Error("the state of all")
 	}
 }

@@ -254,11 +254,13 @@ func describe(w *warnings.Warning) string {
 }
 
 // age is how long ago something was.
-func (p *page) age(t time.Time) string {
+func (p *page) age(t time.Time) string { return since(t, p.now) }
+
+func since(t, now time.Time) string {
 	if t.IsZero() {
 		return "unknown time"
 	}
-	return max(p.now.Sub(t), 0).Round(time.Second).String()
+	return max(now.Sub(t), 0).Round(time.Second).String()
 }
 
 // seconds prints a short time with its unit, infinity in words.
