@@ -26,7 +26,8 @@ type explainedBy struct {
 
 func (e *explainedBy) add(cmd *cobra.Command) {
 	e.agents.add(cmd)
-	cmd.Flags().BoolVar(&e.both, "agents", false, "ask the agents of the nodes that the two run on, through the API server")
+	cmd.Flags().BoolVar(&e.both, "agents", false,
+		"ask the agents of the nodes that the two run on, through the API server")
 	cmd.MarkFlagsMutuallyExclusive("agents", "agent", "node", "manifests")
 }
 

@@ -123,7 +123,7 @@ mode        denied packets are rejected; while no agent runs, new connections of
 generation  9 for 1m0s, what was admitted before is at 8 (took 12.3ms)
 policies    3, 1 with problems, ClusterNetworkPolicy 1, NetworkPolicy 2
               NetworkPolicy/shop/db: spec.ingress[0]: is wrong
-cache       17 tuples in the kernel, of 65536 for each address family; it admitted 75% of new flows; no room for 2 verdicts
+cache       17 tuples in the kernel, of 65536 for each address family; it admitted 75% of new flows; no room for 2
 flows       2 revoked, 0 restored by changes; table repaired 1 times
 packets     admitted 100, cached 315, queued 105, unlearnt 2
 verdicts    allow 100, deny 5, hold 0; half within 50µs, 99% within 100µs
@@ -187,7 +187,8 @@ func TestQuietAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	screen := b.String()
-	if o.Ready() || !strings.Contains(screen, "NOT READY: starting") || !strings.Contains(screen, "errors      none since the start") {
+	if o.Ready() || !strings.Contains(screen, "NOT READY: starting") ||
+		!strings.Contains(screen, "errors      none since the start") {
 		t.Error(screen)
 	}
 }

@@ -81,11 +81,13 @@ func (p *page) enforcement() {
 	}
 	p.line("generation", "%d for %s, %s (took %s)", s.Generation, p.age(s.AppliedAt), settled, seconds(s.SettleSeconds))
 	problems := len(s.Problems)
-	dialects := ""
-	for _, d := range slices.Sorted(maps.Keys(s.Dialects)) {
-		dialects += fmt.Sprintf(", %s %d", d, s.Dialects[d])
+	counts := []string{
+		fmt.Sprint(s.Policies), p.alarm(float64(problems), fmt.Sprintf("%d with problems", problems)),
 	}
-	p.line("policies", "%d, %s%s", s.Policies, p.alarm(float64(problems), fmt.Sprintf("%d with problems", problems)), dialects)
+	for _, d := range slices.Sorted(maps.Keys(s.Dialects)) {
+		counts = append(counts, fmt.Sprintf("%s %d", d, s.Dialects[d]))
+	}
+	p.line("policies", "%s", strings.Join(counts, ", "))
 	for _, name := range slices.Sorted(maps.Keys(s.Problems)) {
 		for _, problem := range s.Problems[name] {
 			p.line("", "  %s: %s", name, problem)
@@ -105,7 +107,7 @@ func (p *page) hits() string {
 	}
 	text := fmt.Sprintf("; it admitted %.0f%% of new flows", 100*cached/(cached+asked))
 	if unlearnt := p.sum("kernel_packets_total", "outcome", "unlearnt"); unlearnt > 0 {
-		text += "; " + p.Bad(fmt.Sprintf("no room for %.0f verdicts", unlearnt))
+		text += "; " + p.Bad(fmt.Sprintf("no room for %.0f", unlearnt))
 	}
 	return text
 }
@@ -237,15 +239,12 @@ func (p *page) errors() {
 // describe is a warning in one line.
 func describe(w *warnings.Warning) string {
 	text := w.Message
-	for i, field := range slices.Sorted(maps.Keys(w.About)) {
-		separator := ", "
-		if i == 0 {
-			separator = " ("
-		}
-		text += separator + field + " " + w.About[field]
-	}
 	if len(w.About) > 0 {
-		text += ")"
+		var fields []string
+		for _, field := range slices.Sorted(maps.Keys(w.About)) {
+			fields = append(fields, field+" "+w.About[field])
+		}
+		text += " (" + strings.Join(fields, ", ") + ")"
 	}
 	if w.Error != "" {
 		text += ": " + w.Error
