@@ -125,6 +125,7 @@ func (r *Ruleset) rules(t testing.TB, name string) []*nftables.Rule {
 
 func TestCheckFindsAlterationsAndInstallRepairsThem(t *testing.T) {
 	r := bare(t)
+	answers := r.layout.chains[slices.IndexFunc(r.layout.chains, func(c chain) bool { return c.spec.Name == chainDivert })]
 	state := isolated(true, false)
 	table := r.layout.table
 	inChain := func(name string) *nftables.Chain { return &nftables.Chain{Name: name, Table: table} }
@@ -139,14 +140,14 @@ func TestCheckFindsAlterationsAndInstallRepairsThem(t *testing.T) {
 			"chain refuse: rule 1 is missing: counter name \"refused\"\n" +
 				"chain refuse: rule 2 is missing: drop\n"},
 		{"rule added", func(c *nftables.Conn) {
-			c.AddRule(&nftables.Rule{Table: table, Chain: inChain("commit"), Exprs: accept.exprs})
-		}, "chain commit: 1 rules too many\n"},
+			c.AddRule(&nftables.Rule{Table: table, Chain: inChain("commit4"), Exprs: accept.exprs})
+		}, "chain commit4: 1 rules too many\n"},
 		{"rule replaced", func(c *nftables.Conn) {
 			c.ReplaceRule(&nftables.Rule{Table: table, Chain: inChain("refuse"), Exprs: accept.exprs,
 				Handle: r.rules(t, "refuse")[1].Handle})
 		}, "chain refuse: rule 2 is not: drop\n"},
 		{"comment replaced", func(c *nftables.Conn) {
-			c.ReplaceRule(&nftables.Rule{Table: table, Chain: inChain("divert"), Exprs: r.layout.chains[3].rules[0].exprs(),
+			c.ReplaceRule(&nftables.Rule{Table: table, Chain: inChain("divert"), Exprs: answers.rules[0].exprs(),
 				Handle: r.rules(t, "divert")[0].Handle})
 		}, "chain divert: rule 1 is not: ct direction reply accept comment \"answers\"\n"},
 		{"elements", func(c *nftables.Conn) {

@@ -184,6 +184,11 @@ func markIs(f field, mask, value uint32) stmt {
 	return f.masked(text, host(mask), expr.CmpOpEq, host(value))
 }
 
+// markSet matches when any bit of a mark is set under the mask.
+func markSet(f field, mask uint32) stmt {
+	return f.masked(fmt.Sprintf("%s & 0x%08x != 0x00000000", f.text, mask), host(mask), expr.CmpOpNeq, host(0))
+}
+
 // stateIs matches one bit of the conntrack state (expr.CtStateBit…).
 func stateIs(name string, bit uint32) stmt {
 	return ctState.masked("ct state "+name, host(bit), expr.CmpOpNeq, host(0))

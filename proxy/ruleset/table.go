@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ const (
 	chainAdmit   = "admit"
 	chainCommit  = "commit"
 	chainDeny    = "deny"
+	chainMarked  = "marked"
+	chainVerdict = "verdict"
 	chainRevoked = "revoked"
 	chainRefuse  = "refuse"
 	chainQueue   = "queue"
@@ -71,13 +74,14 @@ func newLayout(cfg Config, features Features) *layout {
 	}
 	l.addSets(cfg, features)
 	l.addBaseChains(cfg)
+	l.addMarked(cfg)
 	l.addDivert()
 	for _, f := range families {
 		l.addJudge(f, cfg.Audit)
 		l.addInvalid(f, cfg.Audit)
 	}
 	l.addAdmit(cfg)
-	l.addRevoked()
+	l.addCommit(cfg)
 	l.addRefuse(cfg)
 	l.addQueue(cfg, features)
 	l.addNames(cfg, features)
@@ -145,30 +149,27 @@ func (l *layout) addBaseChains(cfg Config) {
 		}, rules})
 	}
 	m := cfg.Mask
-	first := []rule{
-		do(markIs(ctMark, m.Mask(), m.Admitted()), accept).note("established flows"),
+	established := do(markIs(ctMark, m.Mask(), m.Admitted()), accept).note("established flows")
+	// A first packet has neither mark, and passes on two compares.
+	marks := []rule{
+		do(markSet(ctMark, m.Mask()), jump(chainMarked)).note("other flows we know"),
+		do(markSet(packetMark, m.Mask()), jump(chainVerdict)).note("verdicts of userspace"),
 	}
-	if !cfg.Audit { // an earlier agent that enforced may have left marks
-		first = append(first,
-			do(markIs(ctMark, m.Mask(), m.Revoked()), jump(chainRevoked)).note("flows no longer allowed"))
-	}
-	first = append(first, do(markIs(ctMark, m.Mask(), m.Followed()), goTo(chainNames)).note("names are learned here"))
-	first = append(first, do(markMap(m.Mask(), setVerdicts)).note("verdicts of userspace"))
-	with := func(rules ...rule) []rule { return append(append([]rule{}, first...), rules...) }
+	with := func(rules ...rule) []rule { return slices.Concat([]rule{established}, marks, rules) }
 
 	add(chainForward, nftables.ChainHookForward, *nftables.ChainPriorityFilter,
 		with(do(goTo(chainDivert)))...)
 	add(chainInput, nftables.ChainHookInput, *nftables.ChainPriorityNATSource+1,
 		with(do(iif.is(`"lo"`, host(loIndex)...), accept), do(goTo(chainDivert)))...)
 
-	var output []rule
+	output := []rule{established}
 	if cfg.DenyWith == Reject && !cfg.Audit {
 		// The kernel's answers to a refused packet pass this hook, resets as well as errors, and are related to the
 		// packet's flow (nf_conntrack_attach), whose mark would refuse them.
 		output = append(output, do(markIs(ctMark, m.Mask(), m.Revoked()), stateIs("related", expr.CtStateBitRELATED),
 			accept).note("the refusal itself"))
 	}
-	output = append(output, first...)
+	output = append(output, marks...)
 	for _, f := range families {
 		// Node-local DNS caches keep what they say out of conntrack, so their answers bear no mark.
 		output = append(output, f.do(in(f.set(kindNames), f.destination()),
@@ -198,48 +199,51 @@ func (l *layout) addDivert() {
 		do(ipv6.only(), goTo(ipv6.set(chainDivert))),
 	)
 	for _, f := range families {
-		rules := []rule{
-			do(l4proto.is(protoName(f.icmp), f.icmp), stateIs("related", expr.CtStateBitRELATED), accept).
-				note("ICMP errors of known flows"),
-		}
-		if f == ipv6 {
-			// Conntrack leaves these alone. A router never forwards hop limit 255 (RFC 4861, section 11.2).
-			rules = append(rules, f.do(l4proto.is("", unix.IPPROTO_ICMPV6).quiet(), hopLimit.is("255", 255),
-				in(setNeighbour, icmpv6Type), accept))
-		}
 		source, destination := f.source(), f.destination()
 		judge := goTo(f.set(chainJudge))
-		l.addChain(f.set(chainDivert), append(rules,
+		l.addChain(f.set(chainDivert),
 			f.do(in(f.set(kindIngress), destination), judge),
 			f.do(in(f.set(kindEgress), source), judge),
 			f.do(in(f.set(kindPods), destination), notIn(f.set(kindKnown), destination), judge).note("a new pod"),
 			f.do(in(f.set(kindPods), source), notIn(f.set(kindKnown), source), judge).note("a new pod"),
-		)...)
+		)
 	}
 }
 
 // quiet leaves the statement out of the rule's text, for those that nft's listing leaves out.
 func (s stmt) quiet() stmt { s.text = ""; return s }
 
-// addJudge answers from what is known about the tuple, or asks.
+// addJudge answers from what is known about the tuple, or asks. Cached tuples come first, as most packets here are of
+// them. Protocols without ports are in no cache, so it does not matter what is compared as their port.
 func (l *layout) addJudge(f *family, audit bool) {
-	rules := []rule{
-		f.do(in(f.set(kindSelf), f.source(), f.destination()), accept).note("hairpin"),
-		do(stateIs("invalid", expr.CtStateBitINVALID), goTo(f.set(chainInvalid))),
-		do(notIn(setWithPorts, l4proto), goTo(chainQueue)),
-		f.do(f.fragment(), goTo(chainQueue)).note("no ports to compare"),
-		f.do(in(f.set(kindAllowed), f.tuple()...), count(counterCached), goTo(chainCommit)),
+	var rules []rule
+	if f == ipv6 {
+		// Conntrack leaves these alone. A router never forwards hop limit 255 (RFC 4861, section 11.2).
+		rules = append(rules, f.do(l4proto.is("", unix.IPPROTO_ICMPV6).quiet(), hopLimit.is("255", 255),
+			in(setNeighbour, icmpv6Type), accept))
 	}
+	rules = append(rules,
+		do(stateIs("invalid", expr.CtStateBitINVALID), goTo(f.set(chainInvalid))),
+		f.do(f.whole(), in(f.set(kindAllowed), f.tuple()...), count(counterCached), goTo(f.set(chainCommit))),
+		f.hairpin(),
+		do(l4proto.is(protoName(f.icmp), f.icmp), stateIs("related", expr.CtStateBitRELATED), accept).
+			note("ICMP errors of known flows"),
+	)
 	if !audit { // the set may be an earlier agent's
-		rules = append(rules, f.do(in(f.set(kindDenied), f.tuple()...), goTo(chainRefuse)))
+		rules = append(rules, f.do(f.whole(), in(f.set(kindDenied), f.tuple()...), goTo(chainRefuse)))
 	}
 	l.addChain(f.set(chainJudge), append(rules, do(goTo(chainQueue)))...)
+}
+
+// hairpin lets a pod reach itself through a Service.
+func (f *family) hairpin() rule {
+	return f.do(in(f.set(kindSelf), f.source(), f.destination()), accept).note("hairpin")
 }
 
 // addInvalid drops packets with no place in their connection, unless nothing else of the pod's would be refused either:
 // policies in audit mode must not cost a packet.
 func (l *layout) addInvalid(f *family, audit bool) {
-	var rules []rule
+	rules := []rule{f.hairpin()}
 	if !audit {
 		source, destination := f.source(), f.destination()
 		refuse := func(match ...stmt) rule { return f.do(append(match, count(counterInvalid), drop)...) }
@@ -262,10 +266,17 @@ func (f *family) fragment() stmt {
 	return fragHeader.is("exists", 1)
 }
 
+// whole is the reverse of fragment.
+func (f *family) whole() stmt {
+	if f == ipv4 {
+		return fragOff.masked("ip frag-off & 0x1fff == 0x0", []byte{0x1f, 0xff}, expr.CmpOpEq, []byte{0, 0})
+	}
+	return fragHeader.is("missing", 0)
+}
+
 // addAdmit commits an allow verdict. Each step that can fail is a rule of its own, so that its failure does not stop
 // the next: the set may be full, and an untracked packet has no conntrack entry to mark.
 func (l *layout) addAdmit(cfg Config) {
-	commit := goTo(chainCommit)
 	l.addChain(chainAdmit,
 		do(count(counterAdmitted)),
 		do(clearPacketMark(cfg.Mask.Mask())),
@@ -273,6 +284,7 @@ func (l *layout) addAdmit(cfg Config) {
 		do(ipv6.only(), goTo(ipv6.set(chainAdmit))),
 	)
 	for _, f := range families {
+		commit := goTo(f.set(chainCommit))
 		l.addChain(f.set(chainAdmit),
 			// A flow picked up in the middle may have been allowed for its other direction's sake.
 			do(l4proto.is("", unix.IPPROTO_TCP).quiet(), tcpFlags.masked("tcp flags & (syn | ack) != syn",
@@ -283,15 +295,18 @@ func (l *layout) addAdmit(cfg Config) {
 			do(count(counterUnlearnt), commit).note("the cache is full"),
 		)
 	}
-	var rules []rule
+}
+
+// addCommit marks a flow that is allowed.
+func (l *layout) addCommit(cfg Config) {
 	for _, f := range families {
-		rules = append(rules, f.do(in(f.set(kindNames), f.source()),
-			in(f.set(kindResolvers), f.destination(), l4proto, dport), goTo(chainFollow)))
+		l.addChain(f.set(chainCommit),
+			f.do(in(f.set(kindNames), f.source()), in(f.set(kindResolvers), f.destination(), l4proto, dport),
+				goTo(chainFollow)),
+			do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Admitted())),
+			do(accept),
+		)
 	}
-	l.addChain(chainCommit, append(rules,
-		do(setCtMark(cfg.Mask.Mask(), cfg.Mask.Admitted())),
-		do(accept),
-	)...)
 }
 
 // addNames shows userspace what pods with names for egress peers say to DNS servers, and what these answer: an answer
@@ -307,15 +322,25 @@ func (l *layout) addNames(cfg Config, features Features) {
 	)
 }
 
-// addRevoked refuses the packets of revoked flows, all but those that open a connection anew: conntrack keeps the entry
-// of a flow long after both sides have given up, and the next connection between the same ports is judged for itself.
-func (l *layout) addRevoked() {
+// addMarked is about packets that bear a mark of ours: of flows that are not merely established, and of userspace.
+func (l *layout) addMarked(cfg Config) {
+	m := cfg.Mask
+	var rules []rule
+	if !cfg.Audit { // an earlier agent that enforced may have left marks
+		rules = append(rules,
+			do(markIs(ctMark, m.Mask(), m.Revoked()), goTo(chainRevoked)).note("flows no longer allowed"))
+	}
+	l.addChain(chainMarked, append(rules,
+		do(markIs(ctMark, m.Mask(), m.Followed()), goTo(chainNames)).note("names are learned here"))...)
+	// A connection may begin anew between the ports of a revoked flow, whose entry conntrack keeps long after both sides
+	// have given up: it is judged for itself.
 	l.addChain(chainRevoked,
 		do(l4proto.is("", unix.IPPROTO_TCP).quiet(), ctDir.is("original", 0), tcpFlags.masked(
 			"tcp flags & (fin | syn | rst | ack) == syn", []byte{tcpFIN | tcpSYN | tcpRST | tcpACK}, expr.CmpOpEq,
 			[]byte{tcpSYN}), back).note("a new connection"),
 		do(goTo(chainRefuse)),
 	)
+	l.addChain(chainVerdict, do(markMap(m.Mask(), setVerdicts)))
 }
 
 // addRefuse has the two ends of a refusal: deny remembers the tuple of a verdict, refuse lets the packet go.
@@ -387,7 +412,7 @@ func ask(features Features) func(first, total uint16, bypass bool) stmt {
 	return queueXt
 }
 
-// verdictElements are the two packet marks that rule 3 acts on under the generation. The comment keeps the whole
+// verdictElements are the two packet marks that are acted on under the generation. The comment keeps the whole
 // number, of which the mark has only the low bits.
 func verdictElements(cfg Config, generation uint32) []nftables.SetElement {
 	comment := fmt.Sprintf("%s%d", generationComment, generation)
