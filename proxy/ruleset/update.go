@@ -13,8 +13,8 @@ import (
 
 // Apply makes the update in one transaction. From its return on no packet is admitted by a verdict of an earlier
 // generation, except those that were past the map of verdicts on another CPU at that moment: they may still add their
-// tuple to the verdict cache. After an update that takes something away, call Barrier, then Apply again with the same Forget and
-// Flush fields, and then revoke flows.
+// tuple to the verdict cache. After an update that takes something away, call Barrier, then Apply again with the same
+// Forget and Flush fields, and then revoke flows.
 func (r *Ruleset) Apply(u Update) error {
 	plan := r.plan(u)
 	plan.verdicts = verdictElements(r.cfg, u.Generation)
