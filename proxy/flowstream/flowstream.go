@@ -89,9 +89,10 @@ type Server struct {
 
 	hub *Hub
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	stats Stats
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	closed bool // nobody is admitted any more
+	stats  Stats
 }
 
 // Listen makes the socket, in the place of one that is there: a new agent takes over from an old one without a moment
@@ -182,10 +183,13 @@ func (s *Server) Serve(ctx context.Context) error {
 // acceptPause lies between two attempts to accept when the first failed.
 const acceptPause = 100 * time.Millisecond
 
-// admit counts a reader in, unless there are too many.
+// admit counts a reader in, unless there are too many, or close has disconnected those that there were.
 func (s *Server) admit(conn net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
 	if len(s.conns) >= s.cfg.Readers {
 		s.stats.Refused++
 		return false
@@ -204,6 +208,7 @@ func (s *Server) close() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
 	for conn := range s.conns {
 		conn.Close()
 	}

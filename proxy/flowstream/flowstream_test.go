@@ -248,3 +248,18 @@ func rawDial(t *testing.T, s *Server, text string) net.Conn {
 	}
 	return conn
 }
+
+// TestNobodyIsAdmittedAfterTheEnd: a reader that was accepted in the moment of the end would keep Serve waiting.
+func TestNobodyIsAdmittedAfterTheEnd(t *testing.T) {
+	s, err := Listen(Config{Path: filepath.Join(t.TempDir(), "flows.sock")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	if s.admit(near) {
+		t.Error("admitted")
+	}
+}
