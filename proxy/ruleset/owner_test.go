@@ -33,12 +33,16 @@ func TestAReplacedAgentChangesNothing(t *testing.T) {
 	}
 	tuple := Tuple{Src: netip.MustParseAddr("10.9.9.9"), Dst: podAddrs[0], Proto: 6, DstPort: 80}
 	b.must(second.Apply(Update{Generation: generation + 3, Learn: []Tuple{tuple}}))
-	for what, err := range map[string]error{
+	replaced := map[string]error{
 		"apply":  first.Apply(Update{Generation: generation + 9, Forget: []Tuple{tuple}}),
 		"forget": first.Forget([]Tuple{tuple}),
 		"flush":  first.Flush(),
 		"repair": first.Repair(isolated(false, false)),
-	} {
+	}
+	if first.Features().Limit {
+		replaced["limit"] = first.Limit([]Source{{In: 1, Addr: tuple.Src}})
+	}
+	for what, err := range replaced {
 		if !errors.Is(err, ErrSuperseded) {
 			t.Errorf("%s by the replaced agent: %v", what, err)
 		}

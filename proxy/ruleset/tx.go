@@ -146,7 +146,7 @@ func (t *tx) eachChunk(verb string, s *nftables.Set, list []nftables.SetElement,
 	}
 }
 
-// sets calls f for every set that e has elements of, in the order of the table.
+// eachSet calls f for every set that e has elements of, in the order of the table.
 func (l *layout) eachSet(e elements, f func(*nftables.Set, []nftables.SetElement)) {
 	for _, s := range l.sets {
 		if list := e[s.Name]; len(list) > 0 {

@@ -48,7 +48,11 @@ func (r *Ruleset) Limit(sources []Source) error {
 		p.in.add(f.set(kindNoisy), key)
 	}
 	p.in.normalize()
-	if err := r.commit(func() (*tx, error) { return p.build(r), nil }); err != nil {
+	err := r.commit(func() (*tx, error) { return p.build(r), nil })
+	if errors.Is(err, unix.ENOENT) {
+		err = r.missing(err)
+	}
+	if err != nil {
 		return fmt.Errorf("limit sources: %w", err)
 	}
 	return nil
