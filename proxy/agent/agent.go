@@ -168,6 +168,9 @@ func (a *agent) openFlowLog() (io.Closer, error) {
 		}
 	}
 	if a.flowLog, err = flowlog.New(cfg); err != nil {
+		if a.flowStream != nil {
+			a.flowStream.Close()
+		}
 		return nil, errors.Join(err, output.Close())
 	}
 	return output, nil

@@ -64,9 +64,12 @@ func (s *settlement) contains(a netip.Addr) bool {
 // concerns tells whether the established flows of an address are to be looked at.
 func (s *settlement) concerns(a netip.Addr) bool { return s.all || s.affected.contains(a) }
 
-// merge adds what a later change asks for.
+// merge adds what another change asks for. The newest generation stays: what is tried once more is older than a change
+// that came since. Generations are compared as they wrap around.
 func (s *settlement) merge(next settlement) {
-	s.snapshot, s.generation = next.snapshot, next.generation
+	if s.snapshot == nil || int32(next.generation-s.generation) >= 0 {
+		s.snapshot, s.generation = next.snapshot, next.generation
+	}
 	s.all = s.all || next.all
 	if s.affected == nil {
 		s.affected, s.named = addresses{}, addresses{}

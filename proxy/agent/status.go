@@ -146,7 +146,8 @@ func (a *agent) status() Status {
 		}
 	}
 	// A digest says "all of this directory is in force", so it waits for the second half of a change too.
-	if settled.Generation == applied.Generation {
+	// There is a source once a snapshot is in force, and none to be looked at before.
+	if applied.Snapshot != nil && settled.Generation == applied.Generation {
 		s.Manifests = a.source.digest(applied.Versions)
 	}
 	for _, h := range a.sourceHealth() {
