@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/firstpacket/firstpacket/bench/lab"
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
+	"github.com/firstpacket/firstpacket/proxy/queue"
 )
 
 // asBefore checks that policy is enforced as the test has set it, and goes on to be followed.
@@ -111,13 +114,15 @@ status: {phase: PHASE, podIP: V4, podIPs: [{ip: V4}, {ip: V6}]}}`)
 	b.reaches("heir", "server")
 }
 
-// flood sends datagrams to ever new ports of the server, as fast as one thread can, and returns what stops it.
-func (b *bed) flood(from string, perSecond int) (stop func() int) {
+// flood sends datagrams to ever new ports of the server, as fast as one thread can, and returns once there were so many,
+// with what stops it.
+func (b *bed) flood(from string, perSecond, enough int) (stop func()) {
 	b.t.Helper()
 	source, target := b.place(from).NS, b.place("server").At(false, 0).Addr()
-	done, sent := make(chan struct{}), make(chan int, 1)
+	done, ended := make(chan struct{}), make(chan struct{})
+	var sent atomic.Int64
 	go func() {
-		n := 0
+		defer close(ended)
 		_ = source.Do(func() error {
 			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
@@ -125,21 +130,24 @@ func (b *bed) flood(from string, perSecond int) (stop func() int) {
 			}
 			defer unix.Close(fd)
 			began := time.Now()
-			for ; ; n++ {
+			for n := 0; ; n++ {
 				select {
 				case <-done:
 					return nil
 				default:
 				}
+				sent.Store(int64(n))
 				_ = unix.Sendto(fd, []byte("?"), 0, &unix.SockaddrInet4{Addr: target.As4(), Port: 1000 + n%60000})
 				if ahead := time.Duration(n)*time.Second/time.Duration(perSecond) - time.Since(began); ahead > time.Millisecond {
 					time.Sleep(ahead)
 				}
 			}
 		})
-		sent <- n
 	}()
-	return func() int { close(done); return <-sent }
+	stop = sync.OnceFunc(func() { close(done); <-ended })
+	b.t.Cleanup(stop)
+	eventually(b.t, "enough packets are sent", func() bool { return sent.Load() >= int64(enough) })
+	return stop
 }
 
 // TestQueueOverflow: the agent stands still until its queues are full.
@@ -149,15 +157,12 @@ func TestQueueOverflow(t *testing.T) {
 	b.apply(admitting("friend"))
 	held := b.flow("friend", "server", probe.TCP, false)
 	b.must(unix.Kill(b.agent().PID(), unix.SIGSTOP))
-	stop := b.flood("client", 50_000)
-	time.Sleep(500 * time.Millisecond)
+	stop := b.flood("client", 50_000, 2*queue.DefaultMaxLen)
 	if r := held.Exchange(); r.Outcome != probe.Reached {
 		t.Errorf("established flow: %v", r)
 	}
 	b.denied("client", "server")
-	if n := stop(); n < 5000 {
-		t.Errorf("%d packets were sent: too few to fill a queue", n)
-	}
+	stop()
 	b.must(unix.Kill(b.agent().PID(), unix.SIGCONT))
 	if n := b.metrics().Sum("firstpacket_queue_dropped_packets_total"); n == 0 {
 		t.Error("no packet found the queue full")

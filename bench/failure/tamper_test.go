@@ -122,7 +122,7 @@ func TestConntrackFlush(t *testing.T) {
 	udp := b.flow("friend", "server", probe.UDP, true)
 	b.flushConntrack()
 	for _, f := range []*probe.Flow{held, udp} {
-		if r := f.Exchange(); r.Outcome != probe.Reached || r.Latency > probe.DefaultWait {
+		if r := f.Exchange(); r.Outcome != probe.Reached {
 			t.Errorf("established flow: %v", r)
 		}
 	}

@@ -151,6 +151,11 @@ func TestFirstBatchWaitsForAllKinds(t *testing.T) {
 	add(t, q, serve("5", pod("a", "1"), pod("b", "2")), Pods())
 	add(t, q, nodes, Nodes())
 
+	for deadline := time.Now().Add(10 * time.Second); !q.Health()[0].Synced; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", q.Health())
+		}
+	}
 	nothing(t, q)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

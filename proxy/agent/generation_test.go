@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -97,7 +98,9 @@ func TestBanksNeverShareANumber(t *testing.T) {
 	}
 }
 
-func TestQuiesceWaitsForTheBatch(t *testing.T) {
+func TestQuiesceWaitsForTheBatch(t *testing.T) { synctest.Test(t, testQuiesce) }
+
+func testQuiesce(t *testing.T) {
 	u := &viewUser{}
 	p := &publisher{users: []*viewUser{{}, u}}
 	p.current.Store(&view{generation: 1})
@@ -112,7 +115,7 @@ func TestQuiesceWaitsForTheBatch(t *testing.T) {
 	}
 	done := make(chan error)
 	go func() { done <- p.quiesce(t.Context()) }()
-	time.Sleep(time.Millisecond)
+	time.Sleep(time.Millisecond) // it waits by now
 	u.release()
 	u.acquire(p) // the next batch is not waited for
 	if err := <-done; err != nil {
