@@ -2,6 +2,7 @@ package domain
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -158,6 +159,21 @@ func (p *Page) Names(a netip.Addr) (live, lapsed []string) {
 	slices.Sort(live)
 	slices.Sort(lapsed)
 	return live, lapsed
+}
+
+// Until yields all names of an address, live or lapsed, with the time up to which each holds, in no order.
+func (p *Page) Until(a netip.Addr) iter.Seq2[string, time.Time] {
+	return func(yield func(string, time.Time) bool) {
+		h := p.addrs[a]
+		if h == nil {
+			return
+		}
+		for name, s := range h.names {
+			if !yield(name, s.until) {
+				return
+			}
+		}
+	}
 }
 
 // Len is the number of addresses.

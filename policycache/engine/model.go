@@ -51,6 +51,7 @@ type Model struct {
 	pages   map[podKey]*page
 	classes map[string]*nameClass
 	class   uint32 // the last number given
+	facts   facts
 
 	cluster, local *bart.Lite
 	ranges         bool // changed since the last Commit
@@ -91,6 +92,7 @@ func NewModel(cfg Config) *Model {
 		pending:     make(map[netip.Addr]*endpoint.Endpoint),
 		stale:       make(map[*group]struct{}),
 		pages:       make(map[podKey]*page),
+		facts:       facts{untold: make(map[podKey]struct{})},
 		cluster:     new(bart.Lite),
 		local:       new(bart.Lite),
 		last: &Snapshot{
@@ -120,7 +122,7 @@ func (m *Model) setOwner(a netip.Addr, ep *endpoint.Endpoint) {
 	}
 	m.pending[a] = ep
 	if m.isSubject(old) && (ep == nil || keyOfPod(ep) != keyOfPod(old)) {
-		delete(m.pages, keyOfPod(old))
+		m.forgetPage(keyOfPod(old))
 	}
 	was, is := m.isSubject(old), m.isSubject(ep)
 	if was && is && old.Identity == ep.Identity {

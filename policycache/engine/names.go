@@ -104,6 +104,7 @@ type page struct {
 	names   *names
 	// changed are addresses that names has not taken over yet.
 	changed []netip.Addr
+	facts   factsOfPage
 }
 
 // Learn takes over an answer that the pod with the address was given, which holds until then. Names and addresses are
@@ -122,8 +123,14 @@ func (m *Model) Learn(pod netip.Addr, a domain.Answer, until time.Time) bool {
 		m.pages[key] = p
 	}
 	p.asked = pod
-	m.turned(p, p.Learn(a, until))
+	m.learn(key, p, a, until)
 	return true
+}
+
+func (m *Model) learn(key podKey, p *page, a domain.Answer, until time.Time) {
+	changed := p.Learn(a, until)
+	m.turned(p, changed)
+	m.untold(key, p, a.Addrs, changed)
 }
 
 // Lapse ends names whose time is over.

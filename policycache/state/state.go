@@ -75,6 +75,16 @@ func (s *State) Lapse(now time.Time) (*engine.Snapshot, *engine.Delta) {
 	return s.model.Commit()
 }
 
+// Recall takes over what an earlier State has told, all of it, so that Lapse brings it into the next snapshot; see
+// engine.Model.
+func (s *State) Recall(told []engine.Fact) { s.model.Recall(told) }
+
+// TakeFacts tells what of the learned has to be kept since the last call, and what has not any more.
+func (s *State) TakeFacts() (come, gone []engine.Fact) { return s.model.TakeFacts() }
+
+// Facts is all that has to be kept.
+func (s *State) Facts() []engine.Fact { return s.model.Facts() }
+
 // Names is how many addresses the pods have learned under names, by namespace/name. Pods that have learned none are not
 // in it.
 func (s *State) Names() map[string]int { return s.model.Names() }
