@@ -83,16 +83,16 @@ func (m *Model) forgetPage(key podKey) {
 }
 
 // Recall takes over facts that an earlier Model told, and are kept: all of them. Those that do not hold any more, since
-// the pod is not there or another has its address, TakeFacts gives back as gone. Names whose time is over are learned
-// too; Lapse has them lapse.
-func (m *Model) Recall(kept []Fact) {
+// the pod is not there or another has its address, TakeFacts gives back as gone, and so those that end later than
+// anything can that was learned until now. Names whose time is over are learned too; Lapse has them lapse.
+func (m *Model) Recall(kept []Fact, latest time.Time) {
 	for _, p := range m.pages {
 		p.facts.told, p.facts.count = nil, 0
 	}
 	m.facts.told, m.facts.gone = 0, nil
 	for _, f := range kept {
 		ep := m.owner(f.Pod)
-		if !m.isSubject(ep) || keyOfPod(ep).of(f.Name) != f.Of {
+		if !m.isSubject(ep) || keyOfPod(ep).of(f.Name) != f.Of || f.Until.After(latest) {
 			m.facts.gone = append(m.facts.gone, f)
 			continue
 		}
@@ -151,7 +151,9 @@ func (m *Model) TakeFacts() (come, gone []Fact) {
 func (f *Fact) equal(o Fact) bool { return f.same(o) && f.Until.Equal(o.Until) }
 
 // same tells facts that differ in nothing but their time.
-func (f *Fact) same(o Fact) bool { return f.Pod == o.Pod && f.Of == o.Of && f.Addr == o.Addr && f.Name == o.Name }
+func (f *Fact) same(o Fact) bool {
+	return f.Pod == o.Pod && f.Of == o.Of && f.Addr == o.Addr && f.Name == o.Name
+}
 
 // addrOf is an address that the pod owns; the zero Addr if it has none now.
 func (m *Model) addrOf(key podKey, p *page) netip.Addr {

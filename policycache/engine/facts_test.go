@@ -87,7 +87,7 @@ func TestRecall(t *testing.T) {
 	next.add(podEndpoint("n1", "a", "stranger", labels("app", "two"), nil, "10.0.1.2"))
 	next.commit()
 	for range 2 { // what is recalled twice is not known twice
-		next.Recall(k.facts)
+		next.Recall(k.facts, zero.Add(24*time.Hour))
 		next.Lapse(zero.Add(time.Minute))
 		next.commit()
 	}
@@ -110,10 +110,12 @@ func TestRecall(t *testing.T) {
 	forged := k.facts[0]
 	forged.Name = "mine.example.com"
 	k.facts = append(k.facts, forged)
-	k.facts = append(k.facts, Fact{Pod: netip.MustParseAddr("9.9.9.9"), Name: "x.example.com"})
+	late := k.facts[0]
+	late.Until = zero.Add(25 * time.Hour)
+	k.facts = append(k.facts, late, Fact{Pod: netip.MustParseAddr("9.9.9.9"), Name: "x.example.com"})
 	last := namesWorld(t)
-	last.Recall(k.facts)
-	k.expect(last, "forged", 0, 2)
+	last.Recall(k.facts, zero.Add(24*time.Hour))
+	k.expect(last, "forged", 0, 3)
 }
 
 // TestFactsAreBounded: of a pod that asks for very much those that end last are kept, and others keep theirs.
@@ -130,7 +132,7 @@ func TestFactsAreBounded(t *testing.T) {
 		t.Errorf("%d facts at most, %d in the end", most, len(k.facts))
 	}
 	next := namesWorld(t)
-	next.Recall(k.facts)
+	next.Recall(k.facts, zero.Add(24*time.Hour))
 	next.commit()
 	next.expect("the quiet pod's", "10.0.1.2", "198.51.100.1", true, true)
 	for i := 4*podFacts - podFacts*3/4; i < 4*podFacts; i++ {
@@ -171,7 +173,7 @@ func TestRestartsChangeNothing(t *testing.T) {
 			case 3:
 				k.take(w)
 				w = namesWorld(t)
-				w.Recall(k.facts)
+				w.Recall(k.facts, zero.Add(24*time.Hour))
 			}
 			for _, x := range []*world{steady, w} {
 				x.Lapse(zero.Add(now))

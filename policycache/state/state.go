@@ -75,9 +75,9 @@ func (s *State) Lapse(now time.Time) (*engine.Snapshot, *engine.Delta) {
 	return s.model.Commit()
 }
 
-// Recall takes over what an earlier State has told, all of it, so that Lapse brings it into the next snapshot; see
-// engine.Model.
-func (s *State) Recall(told []engine.Fact) { s.model.Recall(told) }
+// Recall takes over all that an earlier State gave to keep; nothing that was learned until now ends after latest. Lapse
+// brings it into the next snapshot. See engine.Model.
+func (s *State) Recall(kept []engine.Fact, latest time.Time) { s.model.Recall(kept, latest) }
 
 // TakeFacts tells what of the learned has to be kept since the last call, and what has not any more.
 func (s *State) TakeFacts() (come, gone []engine.Fact) { return s.model.TakeFacts() }

@@ -230,7 +230,7 @@ func (a *agent) build() error {
 		log: a.cfg.Log, marks: a.marks, publisher: a.publisher,
 		state:   state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
-		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers,
+		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers, uptime: newUptime(),
 	}
 	return nil
 }
@@ -305,7 +305,7 @@ func (a *agent) serveQueues(ctx context.Context, changes *source.Queue, first so
 	}
 	group.Go(func() error {
 		defer stop()
-		if err := a.controller.install(first); err != nil {
+		if err := a.controller.install(ctx, first); err != nil {
 			return err
 		}
 		s := a.controller.status()

@@ -43,6 +43,7 @@ type controller struct {
 	names     *names
 	// dnsServers are the configured ones.
 	dnsServers []netip.AddrPort
+	uptime     uptime
 
 	// turn belongs to who changes the table, with the fields below it.
 	turn       sync.Mutex
@@ -93,13 +94,18 @@ const (
 
 // prepare makes the first state what queue threads judge by. They hold their packets until it is in force.
 func (c *controller) prepare(b source.Batch) error {
-	snapshot, delta := c.state.Apply(b.Changes)
+	_, delta := c.state.Apply(b.Changes)
 	if err := c.state.CheckNode(); err != nil {
 		return fmt.Errorf("check --node-name: %w", err)
 	}
+	c.recall()
+	snapshot, recalled := c.state.Lapse(time.Now())
 	c.subjects = map[netip.Addr]ruleset.Subject{}
-	if delta != nil {
-		for _, s := range delta.Subjects {
+	for _, d := range []*engine.Delta{delta, recalled} {
+		if d == nil {
+			continue
+		}
+		for _, s := range d.Subjects {
 			c.subjects[s.Addr] = kernelSubject(s)
 		}
 	}
@@ -115,16 +121,26 @@ func (c *controller) prepare(b source.Batch) error {
 }
 
 // install brings the first state into force: the table is made, or an earlier agent's is adopted.
-func (c *controller) install(b source.Batch) error {
-	snapshot := c.publisher.current.Load().snapshot
+func (c *controller) install(ctx context.Context, b source.Batch) error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	if err := c.rules.Install(c.want()); err != nil {
 		return err
 	}
 	// The table diverts to this agent's queues by now, and takes its verdicts.
 	c.publisher.committed.Store(c.generation)
 	c.wake()
-	learn := c.prewarm(snapshot, everything{})
-	if err := c.rules.Apply(ruleset.Update{Generation: c.generation, FlushDenied: true, Learn: learn}); err != nil {
+	// An earlier agent that was there until now may have heard more since prepare; from here on it writes nothing.
+	c.recall()
+	if snapshot, delta := c.state.Lapse(time.Now()); delta != nil {
+		if err := c.enact(ctx, b.Versions, snapshot, delta); err != nil {
+			return err
+		}
+	}
+	snapshot := c.publisher.current.Load().snapshot
+	update := ruleset.Update{Generation: c.generation, FlushDenied: true, Learn: c.prewarm(snapshot, everything{})}
+	update.Told, update.Untold = c.takeTold()
+	if err := c.rules.Apply(update); err != nil {
 		return err
 	}
 	c.record(b.Versions, snapshot, nil)
@@ -137,7 +153,7 @@ func (c *controller) install(b source.Batch) error {
 func (c *controller) want() ruleset.State {
 	return ruleset.State{
 		Generation: c.generation, PodCIDRs: c.state.PodCIDRs(), Subjects: slices.Collect(maps.Values(c.subjects)),
-		Resolvers: c.servers,
+		Resolvers: c.servers, Told: c.uptime.told(c.state.Facts()),
 	}
 }
 
@@ -219,6 +235,7 @@ func (c *controller) enact(
 		update.Resolvers, update.SetResolvers = c.servers, true
 	}
 	update.Learn = c.prewarm(snapshot, affected)
+	update.Told, update.Untold = c.takeTold()
 	// First the snapshot, then the transaction: a thread that already sees the new snapshot holds its packets until the
 	// kernel knows the generation. The other order would admit by an old snapshot.
 	c.publisher.current.Store(&view{snapshot, generation})

@@ -124,12 +124,14 @@ func (c *controller) hear(ctx context.Context, heard <-chan hearing) error {
 	var list []hearing
 	for {
 		list = list[:0]
+		keep := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case h := <-heard:
 			list = append(list, h)
 		case <-tick.C:
+			keep = true
 		}
 	more:
 		for len(list) < heardRoom {
@@ -140,7 +142,7 @@ func (c *controller) hear(ctx context.Context, heard <-chan hearing) error {
 				break more
 			}
 		}
-		if err := c.learn(ctx, list); err != nil {
+		if err := c.learn(ctx, list, keep); err != nil {
 			if ctx.Err() != nil {
 				return nil // asked to stop
 			}
@@ -149,8 +151,9 @@ func (c *controller) hear(ctx context.Context, heard <-chan hearing) error {
 	}
 }
 
-// learn takes answers over. When it returns, their addresses are in force.
-func (c *controller) learn(ctx context.Context, list []hearing) error {
+// learn takes answers over. When it returns, their addresses are in force. With keep, it also has the kernel keep what
+// changes no verdict: names that hold longer, and those that no policy has.
+func (c *controller) learn(ctx context.Context, list []hearing, keep bool) error {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	for _, h := range list {
@@ -160,6 +163,9 @@ func (c *controller) learn(ctx context.Context, list []hearing) error {
 	if delta == nil {
 		if len(list) > 0 {
 			c.wake() // what waits for a pod that has gone, or takes part no more, waits for nothing
+		}
+		if keep {
+			return c.keepTold(ctx, snapshot)
 		}
 		return nil
 	}

@@ -11,14 +11,15 @@ import (
 
 // Install brings the table to the state, in one transaction, whatever was there: nothing, the table of an earlier
 // agent, or that of another version. Base chains stay, so packets waiting in a queue stay too; rules are written anew;
-// sets keep their content as far as it is right; the verdict cache is kept. The generation must be one of which no
+// sets keep their content as far as it is right; the verdict cache is kept, and what pods were told, for State.Told is
+// Repair's. The generation must be one of which no
 // packet can still carry a verdict; one more than Generation is.
 //
 // Its error wraps ErrForeign when a base chain of the table's is hooked in otherwise than this version does.
 //
 // The table then belongs to the configured owner, whoever had it before.
 func (r *Ruleset) Install(s State) error {
-	if err := r.installAs(s, func(t *tx, k *kernelTable) error {
+	if err := r.installAs(s, adoptTold, func(t *tx, k *kernelTable) error {
 		if r.cfg.Owner == 0 {
 			return nil
 		}
@@ -36,7 +37,7 @@ func (r *Ruleset) Install(s State) error {
 // Repair is Install for the owner of the table, or of a table that has lost its owner. Its error wraps ErrSuperseded
 // when another owner has it.
 func (r *Ruleset) Repair(s State) error {
-	err := r.installAs(s, func(t *tx, k *kernelTable) error {
+	err := r.installAs(s, writeTold, func(t *tx, k *kernelTable) error {
 		owner, err := r.ownerIn(k.set(setOwner))
 		switch {
 		case err != nil:
@@ -56,8 +57,16 @@ func (r *Ruleset) Repair(s State) error {
 	return nil
 }
 
+// toldMode says what becomes of what pods were told.
+type toldMode bool
+
+const (
+	adoptTold toldMode = false // all that can be read stays
+	writeTold toldMode = true  // as in the State
+)
+
 // installAs writes the table; release takes the owner's element away.
-func (r *Ruleset) installAs(s State, release func(*tx, *kernelTable) error) error {
+func (r *Ruleset) installAs(s State, mode toldMode, release func(*tx, *kernelTable) error) error {
 	want := r.elements(s)
 	for attempt := 1; ; attempt++ {
 		err := r.commit(func() (*tx, error) {
@@ -70,7 +79,7 @@ func (r *Ruleset) installAs(s State, release func(*tx, *kernelTable) error) erro
 			if err := release(t, k); err != nil {
 				return nil, err
 			}
-			return t, r.install(t, k, want)
+			return t, r.install(t, k, want, mode)
 		})
 		// What was read may be gone, or have come, when the transaction is made: agents replace each other.
 		if err == nil || attempt == attempts || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
@@ -94,15 +103,16 @@ func (r *Ruleset) elements(s State) elements {
 	if r.cfg.Owner != 0 {
 		want[setOwner] = ownerElement(r.cfg.Owner)
 	}
+	want.addTold(s.Told)
 	want.normalize()
 	return want
 }
 
-func (r *Ruleset) install(t *tx, k *kernelTable, want elements) error {
+func (r *Ruleset) install(t *tx, k *kernelTable, want elements, mode toldMode) error {
 	if err := r.installChains(t, k); err != nil {
 		return err
 	}
-	if err := r.installSets(t, k, want); err != nil {
+	if err := r.installSets(t, k, want, mode); err != nil {
 		return err
 	}
 	r.removeStrangers(t, k)
@@ -139,7 +149,7 @@ func describe(c *nftables.Chain) string {
 }
 
 // installSets makes missing sets, replaces those of another type and brings the content up to date.
-func (r *Ruleset) installSets(t *tx, k *kernelTable, want elements) error {
+func (r *Ruleset) installSets(t *tx, k *kernelTable, want elements, mode toldMode) error {
 	for _, s := range r.layout.sets {
 		have, list := k.set(s.Name), want[s.Name]
 		switch {
@@ -160,6 +170,10 @@ func (r *Ruleset) installSets(t *tx, k *kernelTable, want elements) error {
 			current, err := r.content(s)
 			if err != nil {
 				return err
+			}
+			if s.Name == setTold && mode == adoptTold {
+				t.deleteElements(s, slices.DeleteFunc(current, isTold))
+				continue
 			}
 			missing, extra := difference(list, current)
 			if s.Interval && len(missing)+len(extra) > 0 { // intervals are pairs and must not overlap on the way

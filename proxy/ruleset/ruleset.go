@@ -192,6 +192,8 @@ type State struct {
 	Subjects []Subject
 	// Resolvers are the DNS servers that Subjects with Names are told names by.
 	Resolvers []Resolver
+	// Told is what is kept for the next agent. Install leaves to itself what is there.
+	Told []Told
 }
 
 // Update is a change of the table's sets.
@@ -213,6 +215,8 @@ type Update struct {
 	// Learn are tuples that are allowed without asking. Should the set be full, none of them is learnt and the rest of
 	// the update holds all the same.
 	Learn []Tuple
+	// Told is kept for the next agent, and Untold not any more; whether it was is no matter.
+	Told, Untold []Told
 	// FlushAllowed and FlushDenied empty the verdict cache of one kind of answer.
 	FlushAllowed, FlushDenied bool
 }

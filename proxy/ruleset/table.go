@@ -18,6 +18,7 @@ const (
 	setWithPorts = "with_ports"
 	setNeighbour = "neighbour_discovery"
 	setOwner     = "owner"
+	setTold      = "told"
 
 	chainForward = "forward"
 	chainInput   = "input"
@@ -106,6 +107,7 @@ func (l *layout) addSets(cfg Config, features Features) {
 	}
 	add(nftables.Set{Name: setOwner, KeyType: nftables.TypeMark, KeyByteOrder: binaryutil.NativeEndian},
 		"the agent whose transactions hold")
+	add(nftables.Set{Name: setTold, KeyType: toldType}, "what pods were told by DNS: pod, address, sign, end in uptime")
 	for _, f := range families {
 		pair := nftables.MustConcatSetType(f.addrType, f.addrType)
 		tuple := nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetProto, nftables.TypeInetService)

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// chunk is how many elements go into one message: its list must stay below the 64 KiB of a netlink attribute
-	// (struct nlattr, 16 bits of length), and an element takes at most 120 bytes.
-	chunk = 400
+	// chunk is how many bytes of elements go into one message: its list must stay below the 64 KiB of a netlink attribute
+	// (struct nlattr, 16 bits of length). An element takes at most overhead bytes besides its key and comment.
+	chunk, overhead = 60 << 10, 80
 	// socketBuffer holds a whole transaction on its way in and the acknowledgements of its messages on the way out,
 	// in bytes. Without CAP_NET_ADMIN in the first user namespace the kernel grants less (net.core.wmem_max).
 	socketBuffer = 16 << 20
@@ -138,7 +138,10 @@ func (t *tx) dropElements(s *nftables.Set, list []nftables.SetElement) {
 func (t *tx) eachChunk(verb string, s *nftables.Set, list []nftables.SetElement,
 	apply func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) {
 	for len(list) > 0 {
-		n := min(chunk, len(list))
+		n := 0
+		for size := 0; n < len(list) && size < chunk; n++ {
+			size += overhead + len(list[n].Key) + len(list[n].Comment)
+		}
 		part := list[:n]
 		t.add(fmt.Sprintf("%s element %s { %s }", verb, t.name(s.Name), elementsText(s, part)),
 			func(c *nftables.Conn) error { return apply(c, s, part) })

@@ -71,7 +71,7 @@ func TestTransactionPrints(t *testing.T) {
 			r := &Ruleset{cfg: cfg, layout: newLayout(cfg, Features{NativeQueue: true, Limit: true})}
 			tx := &tx{l: r.layout}
 			tx.addTable()
-			if err := r.install(tx, &kernelTable{}, r.elements(isolated(true, false))); err != nil {
+			if err := r.install(tx, &kernelTable{}, r.elements(isolated(true, false)), adoptTold); err != nil {
 				t.Fatal(err)
 			}
 			golden := "testdata/install-" + how.String() + ".txt"

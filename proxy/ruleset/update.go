@@ -128,6 +128,8 @@ func (r *Ruleset) plan(u Update) plan {
 			p.in.add(f.set(kindAllowed), key)
 		}
 	}
+	p.in.addTold(u.Told)
+	p.out.addTold(u.Untold)
 	p.in.normalize()
 	p.out.normalize()
 	return p

@@ -266,28 +266,3 @@ func TestParallelQuestions(t *testing.T) {
 	wg.Wait()
 	families(func(v6 bool) { b.reaches("client", worldAt(v6), probe.TCP) })
 }
-
-// TestNamesAcrossAgents: while no agent is there, what was admitted goes on and questions wait; a new agent knows no
-// names, and learns them by the next question.
-func TestNamesAcrossAgents(t *testing.T) {
-	t.Parallel()
-	b := newNamesBed(t, "two", lab.Options{})
-	b.server.Set(zone()...)
-	b.asks("client", "www.example.com", false, false)
-	b.reaches("client", worldAt(false), probe.TCP)
-	if err := b.lab.Kill("one"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := dns.Resolve(dns.Question{
-		From: b.place("client").NS, To: b.dns.At(false, dns.Port), Name: "www.example.com", Wait: silence,
-	}); err == nil {
-		t.Error("an answer passed that no agent has read")
-	}
-	if err := b.lab.Start(t.Context(), "one"); err != nil {
-		t.Fatal(err)
-	}
-	b.applied()
-	b.denied("client", worldAt(false), probe.TCP)
-	b.asks("client", "www.example.com", false, false)
-	b.reaches("client", worldAt(false), probe.TCP)
-}
