@@ -11,9 +11,9 @@ import (
 
 // Install brings the table to the state, in one transaction, whatever was there: nothing, the table of an earlier
 // agent, or that of another version. Base chains stay, so packets waiting in a queue stay too; rules are written anew;
-// sets keep their content as far as it is right; the verdict cache is kept, and what pods were told, for State.Told is
-// Repair's. The generation must be one of which no
-// packet can still carry a verdict; one more than Generation is.
+// sets keep their content as far as it is right; the verdict cache is kept, and so is what pods were told, of which
+// State.Told is for Repair to write. The generation must be one of which no packet can still carry a verdict; one more
+// than Generation is.
 //
 // Its error wraps ErrForeign when a base chain of the table's is hooked in otherwise than this version does.
 //
