@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,8 +89,8 @@ func (b *browser) count(selector string) (n int) {
 	return n
 }
 
-// picture takes a picture of the window, and keeps it in bench/out.
-func (b *browser) picture(scheme string) image.Image {
+// picture takes a picture of the window, and keeps it in bench/out, named after what it shows.
+func (b *browser) picture(what, scheme string) image.Image {
 	b.t.Helper()
 	var raw []byte
 	b.do(
@@ -104,7 +105,7 @@ func (b *browser) picture(scheme string) image.Image {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		b.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(out, "page-"+scheme+".png"), raw, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(out, what+"-"+scheme+".png"), raw, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 	picture, err := png.Decode(bytes.NewReader(raw))
@@ -116,9 +117,9 @@ func (b *browser) picture(scheme string) image.Image {
 
 // TestPage looks at the page of a lab's agents: what they admitted and denied is there, in light and in dark.
 func TestPage(t *testing.T) {
-	sockets := filepath.Join(t.TempDir(), "s")
-	start(t, "Ctrl-C ends", "lab", "--watch", "--sockets", sockets)
-	address := start(t, "http://", "ui", "--listen", "127.0.0.1:0",
+	sockets, manifests := filepath.Join(t.TempDir(), "s"), filepath.Join(t.TempDir(), "shop")
+	start(t, "Ctrl-C ends", "lab", "--watch", "--sockets", sockets, "--dir", manifests)
+	address := start(t, "http://", "ui", "--listen", "127.0.0.1:0", "--manifests", manifests,
 		"--agent", "unix:"+filepath.Join(sockets, "node-a.sock"), "--agent", "unix:"+filepath.Join(sockets, "node-b.sock"))
 	b := newBrowser(t)
 	b.do(
@@ -144,16 +145,74 @@ func TestPage(t *testing.T) {
 
 	t.Run("explain", func(t *testing.T) { explain(t, b) })
 	t.Run("filter", func(t *testing.T) { filter(t, b) })
+	t.Run("possible", func(t *testing.T) { possible(t, b) })
 	t.Run("looks", func(t *testing.T) { looks(t, b) })
 
+	b.quiet(address)
+}
+
+// quiet checks that the browser had nothing to complain of and asked nobody but the page's server.
+func (b *browser) quiet(address string) {
+	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, complaint := range b.complaints {
-		t.Errorf("the browser complains: %s", complaint)
+		b.t.Errorf("the browser complains: %s", complaint)
 	}
 	if host := strings.TrimPrefix(address, "http://"); len(b.asked) != 1 || !b.asked[host] {
-		t.Errorf("the page asks %v, want %s alone", b.asked, host)
+		b.t.Errorf("the page asks %v, want %s alone", b.asked, host)
 	}
+}
+
+// TestPolicyOnly looks at manifests without any agent: the graph is what policy says, and can be told from traffic.
+func TestPolicyOnly(t *testing.T) {
+	address := start(t, "http://", "ui", "--listen", "127.0.0.1:0",
+		"--manifests", filepath.Join("..", "..", "cmd", "firstpacket", "testdata", "shop"))
+	b := newBrowser(t)
+	b.do(chromedp.Navigate(address), chromedp.WaitVisible("#graph path.may", chromedp.ByQuery))
+	for selector, want := range map[string]int{
+		"#graph path.allow": 0, "#graph path.deny": 0, "#possible:not([hidden])": 1,
+	} {
+		if n := b.count(selector); n != want {
+			t.Errorf("%d of %s, want %d", n, selector, want)
+		}
+	}
+	for _, line := range []string{
+		"shop/web → shop/db 5432/TCP: some may", "shop/db → shop/db every port: may not", "ops/tool → shop/web every port: may",
+		"198.51.100.0/24 → shop/db every port: may", "other addresses → shop/db every port: may not",
+	} {
+		if !b.drawn(line) {
+			t.Errorf("no line %q in %q", line, b.lines())
+		}
+	}
+	b.picture("policy", "light")
+	b.quiet(address)
+}
+
+// lines are what the lines of the graph stand for.
+func (b *browser) lines() (all []string) {
+	b.t.Helper()
+	b.do(chromedp.Evaluate(`[...document.querySelectorAll("#graph path title")].map(t => t.textContent)`, &all))
+	return all
+}
+
+func (b *browser) drawn(beginning string) bool {
+	return slices.ContainsFunc(b.lines(), func(line string) bool { return strings.HasPrefix(line, beginning) })
+}
+
+// possible: what policy says of connections that nobody has tried is there, thin, until it is switched off; what was
+// seen is told as that alone.
+func possible(t *testing.T, b *browser) {
+	b.do(chromedp.WaitVisible("#graph path.may, #graph path.maynot", chromedp.ByQuery))
+	seen := b.count("#graph path.allow, #graph path.deny")
+	if !b.drawn("shop/frontend → shop/backend 8000/TCP: allow") || b.drawn("shop/frontend → shop/backend 8000/TCP: may") {
+		t.Errorf("what was seen: %q", b.lines())
+	}
+	b.do(chromedp.Click("#possible input", chromedp.ByQuery))
+	if n := b.count("#graph path.may, #graph path.maynot"); n != 0 || b.count("#graph path") < seen {
+		t.Errorf("switched off, and %d lines of policy are there", n)
+	}
+	b.do(chromedp.Click("#possible input", chromedp.ByQuery))
 }
 
 // explain fills in the form, by hand and from a denied flow.
@@ -200,7 +259,7 @@ func filter(t *testing.T, b *browser) {
 // nothing hangs over its edges.
 func looks(t *testing.T, b *browser) {
 	for scheme, dark := range map[string]bool{"light": false, "dark": true} {
-		picture := b.picture(scheme)
+		picture := b.picture("page", scheme)
 		if size := picture.Bounds().Size(); size != (image.Point{width, height}) {
 			t.Errorf("%s: %v", scheme, size)
 		}

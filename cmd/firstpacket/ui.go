@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/firstpacket/firstpacket/cmd/firstpacket/internal/clusterflags"
 	"github.com/firstpacket/firstpacket/policycache/explain"
+	"github.com/firstpacket/firstpacket/policycache/reach"
 	"github.com/firstpacket/firstpacket/proxy/fleet"
 	"github.com/firstpacket/firstpacket/proxy/flowread"
 	"github.com/firstpacket/firstpacket/proxy/flowstream"
@@ -38,9 +38,9 @@ func newUI() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ui",
 		Short: "Serve a web page with what the agents do",
-		Long: `Serve a web page: denied flows as they come, who talks to whom, what each policy had to do with it, and a form
-that asks why. It shows the agents of a cluster, through its API server; those at addresses (--agent); or, with
---manifests, no agent at all: flow logs (--file) and what the manifests explain.
+		Long: `Serve a web page: denied flows as they come, who talks to whom and who may, what each policy had to do with
+it, and a form that asks why. It shows the agents of a cluster, through its API server; those at addresses (--agent), with
+what --manifests allow; or, with --manifests alone, no agent at all: flow logs (--file) and what the manifests explain.
 
 The page only reads. It is served on loopback addresses unless --expose is given: it has no authentication of its own.
 
@@ -61,8 +61,8 @@ Exit status: 0 ended by Ctrl-C, 1 failure, 2 wrong usage.`,
 	f.StringArrayVar(&o.files, "file", nil, "with --manifests: show this flow log, and follow it; repeatable")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:9098", "serve the page on this address")
 	f.BoolVar(&o.expose, "expose", false, "serve it on other addresses than loopback, to whoever reaches them")
-	cmd.MarkFlagsMutuallyExclusive("agent", "manifests")
 	cmd.MarkFlagsMutuallyExclusive("node", "manifests")
+	cmd.MarkFlagsMutuallyExclusive("agent", "file")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.agents.Connection = o.cluster.Connection
 		if len(o.files) > 0 && len(o.cluster.Manifests) == 0 {
@@ -78,10 +78,10 @@ func (o *uiOptions) run(cmd *cobra.Command) error {
 	hub := flowstream.NewHub(0, 0)
 	var cfg page.Config
 	var err error
-	if len(o.cluster.Manifests) > 0 {
+	if len(o.cluster.Manifests) > 0 && len(o.agents.addresses) == 0 {
 		cfg, err = o.manifests(ctx, group, cmd, hub)
 	} else {
-		cfg, err = o.live(ctx, group, hub)
+		cfg, err = o.live(ctx, group, cmd, hub)
 	}
 	if err != nil {
 		return err
@@ -91,7 +91,9 @@ func (o *uiOptions) run(cmd *cobra.Command) error {
 }
 
 // live shows agents.
-func (o *uiOptions) live(ctx context.Context, group *errgroup.Group, hub *flowstream.Hub) (page.Config, error) {
+func (o *uiOptions) live(
+	ctx context.Context, group *errgroup.Group, cmd *cobra.Command, hub *flowstream.Hub,
+) (page.Config, error) {
 	// What cannot work at all is said at once, and not on a page.
 	agents, err := o.agents.find(ctx)
 	if err != nil {
@@ -107,43 +109,39 @@ func (o *uiOptions) live(ctx context.Context, group *errgroup.Group, hub *flowst
 		closeAgents(agents)
 		cfg.Title = cmp.Or(o.cluster.Context, "cluster")
 		o.cluster.WithServices = true
-		cfg.Explain = explain.HandlerOf(remember(func(ctx context.Context) (explain.Cluster, error) {
-			c, err := o.cluster.Load(ctx, userAgent(), nil)
-			if err != nil {
-				return explain.Cluster{}, err
-			}
-			return c.Asked(), nil
-		}))
+		live := o.cluster.Live(userAgent())
+		group.Go(func() error { live.Run(ctx); return nil })
+		cfg.Explain = explain.HandlerOf(live.Asked)
+		cfg.Possible = showPossible(ctx, group, live.World)
 	default:
 		if len(agents) == 1 {
 			cfg.Title = agents[0].Name
 		}
 		cfg.Explain = fleet.Explainer(agents)
+		if len(o.cluster.Manifests) > 0 {
+			c, err := o.cluster.Load(ctx, userAgent(), cmd.ErrOrStderr())
+			if err != nil {
+				closeAgents(agents)
+				return page.Config{}, err
+			}
+			cfg.Possible = showPossible(ctx, group, fixed(c))
+		}
 	}
 	return cfg, nil
 }
 
-// clusterAge is how old the cluster may be that a question is answered about.
-const clusterAge = 5 * time.Second
+// fixed is a cluster that does not change.
+func fixed(c *clusterflags.Cluster) func() (reach.World, uint64, error) {
+	return func() (reach.World, uint64, error) { return c.World(), 1, nil }
+}
 
-// remember asks for the cluster at most once in a while.
-func remember(load func(context.Context) (explain.Cluster, error)) func(context.Context) (explain.Cluster, error) {
-	var mu sync.Mutex
-	var last explain.Cluster
-	var at time.Time
-	return func(ctx context.Context) (explain.Cluster, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if !at.IsZero() && time.Since(at) < clusterAge {
-			return last, nil
-		}
-		c, err := load(ctx)
-		if err != nil {
-			return explain.Cluster{}, err
-		}
-		last, at = c, time.Now()
-		return c, nil
-	}
+// showPossible has a page show what policy allows.
+func showPossible(
+	ctx context.Context, group *errgroup.Group, world func() (reach.World, uint64, error),
+) func() traffic.Possible {
+	p := newPossible(world)
+	group.Go(func() error { p.run(ctx); return nil })
+	return p.now
 }
 
 // manifests shows flow logs.
@@ -169,9 +167,10 @@ func (o *uiOptions) manifests(
 	})
 	return page.Config{
 		Title: strings.Join(o.cluster.Manifests, ", "), Flows: hub,
-		Traffic: func(context.Context) traffic.Graph { return denials.Graph() },
-		Agents:  func(context.Context) []page.Agent { return nil },
-		Explain: explain.HandlerOf(func(context.Context) (explain.Cluster, error) { return c.Asked(), nil }),
+		Traffic:  func(context.Context) traffic.Graph { return denials.Graph() },
+		Agents:   func(context.Context) []page.Agent { return nil },
+		Explain:  explain.HandlerOf(func(context.Context) (explain.Cluster, error) { return c.Asked(), nil }),
+		Possible: showPossible(ctx, group, fixed(c)),
 	}, nil
 }
 

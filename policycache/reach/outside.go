@@ -94,16 +94,22 @@ func outsideOf(worlds []World, list []*rule.Block, all []addressRange) []*class 
 
 // describe names the class of an address after the narrowest block that it lies in.
 func describe(list []*rule.Block, a netip.Addr) string {
-	var narrowest *rule.Block
-	for _, b := range list {
-		if b.Contains(a) && (narrowest == nil || b.CIDR.Bits() > narrowest.CIDR.Bits()) {
-			narrowest = b
-		}
-	}
-	if narrowest == nil {
+	b := narrowest(list, a)
+	if b == nil {
 		return fmt.Sprintf("outside of all blocks (like %s)", a)
 	}
-	return fmt.Sprintf("outside in %s (like %s)", narrowest, a)
+	return fmt.Sprintf("outside in %s (like %s)", b, a)
+}
+
+// narrowest is the narrowest block with the address, nil if none has it.
+func narrowest(list []*rule.Block, a netip.Addr) *rule.Block {
+	var found *rule.Block
+	for _, b := range list {
+		if b.Contains(a) && (found == nil || b.CIDR.Bits() > found.CIDR.Bits()) {
+			found = b
+		}
+	}
+	return found
 }
 
 // tries bounds how far a range is searched for an address that nobody owns.

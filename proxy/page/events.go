@@ -23,7 +23,7 @@ const (
 )
 
 // events streams server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): hello with the
-// title, flow with a line of the log, traffic and agents when they are others than before.
+// title, flow with a line of the log; traffic, agents and what policy allows when they are others than before.
 func (p *page) events(w http.ResponseWriter, r *http.Request) {
 	if !p.enter() {
 		http.Error(w, "too many pages are open", http.StatusServiceUnavailable)
@@ -50,6 +50,9 @@ func (p *page) events(w http.ResponseWriter, r *http.Request) {
 		}
 		if !bytes.Equal(now.traffic, seen.traffic) {
 			s.event("traffic", now.traffic)
+		}
+		if !bytes.Equal(now.possible, seen.possible) {
+			s.event("possible", now.possible)
 		}
 		seen = now
 		s.comment() // a page that is gone is noticed by writing to it

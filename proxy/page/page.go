@@ -20,7 +20,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/traffic"
 )
 
-// Config says what the page shows. All but Explain are needed.
+// Config says what the page shows. All but Explain and Possible are needed.
 type Config struct {
 	// Title names the node or the cluster.
 	Title string
@@ -28,6 +28,8 @@ type Config struct {
 	Flows *flowstream.Hub
 	// Traffic tells who talks to whom. It is asked once in a refresh interval at most, however many look on.
 	Traffic func(ctx context.Context) traffic.Graph
+	// Possible tells what policy allows, as often. It may be nil where nobody knows both sides of every connection.
+	Possible func() traffic.Possible
 	// Agents tells how the agents are, as often.
 	Agents func(ctx context.Context) []Agent
 	// Explain answers explain's questions, see policycache/explain; without it the page has no form.
@@ -152,7 +154,7 @@ func (p *page) file(w http.ResponseWriter, r *http.Request, name string) {
 }
 
 // observation is what is asked for again and again, as JSON.
-type observation struct{ traffic, agents []byte }
+type observation struct{ traffic, agents, possible []byte }
 
 // observe asks, unless that was done a moment ago for somebody else.
 func (p *page) observe(ctx context.Context) observation {
@@ -165,6 +167,9 @@ func (p *page) observe(ctx context.Context) observation {
 	var err error
 	if o.traffic, err = json.Marshal(p.Traffic(ctx)); err == nil {
 		o.agents, err = json.Marshal(p.Agents(ctx))
+	}
+	if err == nil && p.Possible != nil {
+		o.possible, err = json.Marshal(p.Possible())
 	}
 	if err == nil { // it is always: these are plain data
 		p.observed, p.asked = o, time.Now()

@@ -30,6 +30,9 @@ func serve(t *testing.T, hub *flowstream.Hub, wrap func(http.Handler) http.Handl
 		Traffic: func(context.Context) traffic.Graph {
 			return traffic.Graph{Edges: []traffic.Edge{{Port: "80/TCP", Verdict: traffic.Allow, Count: 2}}}
 		},
+		Possible: func() traffic.Possible {
+			return traffic.Possible{Edges: []traffic.PossibleEdge{{Ports: []string{"81/TCP"}}}}
+		},
 		Agents:  func(context.Context) []Agent { return []Agent{{Node: "node-a", Generation: 7}} },
 		Explain: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "because") }),
 	}) {
@@ -149,6 +152,8 @@ func TestEvents(t *testing.T) {
 	expect("event: agents")
 	expect(`data: [{"node":"node-a","generation":7}]`)
 	expect("event: traffic")
+	expect("event: possible")
+	expect(`data: {"edges":[{"from":{"name":""},"to":{"name":""},"ports":["81/TCP"]}]}`)
 	expect("event: flow")
 	expect(`data: {"first":1}`)
 	time.Sleep(300 * time.Millisecond) // longer than the limits

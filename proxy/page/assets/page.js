@@ -3,7 +3,7 @@
 
 const byId = id => document.getElementById(id);
 const maxFlows = 500;
-const state = { flows: [], traffic: { edges: [], policies: [] }, agents: [], explains: false, paused: false, filter: '' };
+const state = { flows: [], traffic: { edges: [], policies: [] }, possible: { edges: [] }, agents: [], explains: false, paused: false, filter: '' };
 
 function element(tag, attributes, ...children) {
   const e = document.createElement(tag);
@@ -46,11 +46,11 @@ function showFigures() {
     byId('s-' + id).textContent = note;
     byId('s-' + id).classList.toggle('alarm', Boolean(alarm));
   };
-  set('agents', state.agents.length, idle.length ? `${idle.length} not ready` : 'all enforce', idle.length);
+  set('agents', state.agents.length, !state.agents.length ? 'none is asked' : idle.length ? `${idle.length} not ready` : 'all enforce', idle.length);
   const problems = {};
   for (const a of state.agents) for (const [policy, list] of Object.entries(a.problems || {})) problems[policy] = list;
   const bad = Object.keys(problems).length;
-  set('policies', Math.max(0, ...state.agents.map(a => a.policies || 0)), bad ? `${bad} with problems` : 'all understood', bad);
+  set('policies', Math.max(0, ...state.agents.map(a => a.policies || 0)), !state.agents.length ? 'without an agent' : bad ? `${bad} with problems` : 'all understood', bad);
   const allowed = state.traffic.edges.filter(e => e.verdict === 'allow');
   set('allowed', sum('allow'), `on ${plural(allowed.length, 'way')} between workloads`);
   const denied = state.traffic.edges.filter(e => e.verdict === 'deny');
@@ -58,6 +58,9 @@ function showFigures() {
   set('denied', sum('deny'), last ? `last at ${new Date(last).toLocaleTimeString('en-GB')}` : 'none since the agents started');
   const notices = idle.map(a => `${a.node}: ${a.notReady}`);
   for (const [policy, list] of Object.entries(problems)) notices.push(`${policy}: ${list.join('; ')}`);
+  if (state.possible.unknown) notices.push(`What policy allows is not known: ${state.possible.unknown}`);
+  if (state.possible.leftOut) notices.push(`What policy allows is not shown for ${plural(state.possible.leftOut, 'namespace')}: there are too many.`);
+  if (state.possible.sampled) notices.push('What policy allows is shown for some pods of each party: they have more labels than can be looked at.');
   if (state.traffic.leftOut) notices.push(`There is more than fits: ${plural(state.traffic.leftOut, 'observation')} left out of the graph.`);
   byId('notices').replaceChildren(...notices.map(text => element('li', {}, text)));
 }
@@ -92,8 +95,36 @@ function shorten(text, letters) {
   return text.length > letters ? text.slice(0, letters - 1) + '…' : text;
 }
 
+const every = 'every port', maxSpans = 3;
+
+// possibleEdges are what policy says of connections of which nothing was seen: one for each range of ports.
+function possibleEdges(seen) {
+  if (!byId('possible').querySelector('input').checked) return [];
+  const known = new Set(), pairs = new Set();
+  for (const e of seen) {
+    const pair = `${partyText(e.from)} ${partyText(e.to)}`;
+    known.add(`${pair} ${e.port} ${e.verdict}`);
+    pairs.add(`${pair} ${e.verdict}`);
+  }
+  const list = [];
+  for (const { from, to, ports = [], all, part } of state.possible.edges) {
+    const pair = `${partyText(from)} ${partyText(to)}`, edge = { from, to, part, possible: true };
+    const whole = verdict => { if (!pairs.has(`${pair} ${verdict}`)) list.push({ ...edge, port: every, verdict }); };
+    if (all) whole('allow');
+    else if (!ports.length) whole('deny');
+    else if (ports.length > maxSpans) list.push({ ...edge, port: plural(ports.length, 'range'), verdict: 'allow', ports });
+    else for (const port of ports) if (!known.has(`${pair} ${port} allow`)) list.push({ ...edge, port, verdict: 'allow' });
+  }
+  return list;
+}
+
+const kindOfEdge = e => e.possible ? (e.verdict === 'allow' ? 'may' : 'maynot') : kindOf(e.verdict);
+const verdictText = e => e.possible ? (e.verdict === 'deny' ? 'may not' : e.part ? 'some may' : 'may') : e.verdict;
+const countText = e => e.possible ? (e.ports ? e.ports.join(', ') : 'not seen') : e.count.toLocaleString('en');
+
 function showGraph() {
-  const edges = state.traffic.edges.filter(e => matches(`${partyText(e.from)} ${partyText(e.to)} ${e.port} ${e.verdict}`));
+  const all = [...state.traffic.edges, ...possibleEdges(state.traffic.edges)];
+  const edges = all.filter(e => matches(`${partyText(e.from)} ${partyText(e.to)} ${e.port} ${verdictText(e)}`));
   const box = byId('graph');
   showEdgeTable(edges);
   if (!edges.length) {
@@ -116,16 +147,16 @@ function showGraph() {
     'aria-label': `${plural(from.size, 'workload')} and addresses to ${plural(to.size, 'port')}; the table below says the same`,
   });
   const lines = drawing('g', {});
-  const order = ['deny', 'would', 'allow']; // what is drawn last is on top
-  const sorted = edges.slice().sort((a, b) => order.indexOf(kindOf(a.verdict)) - order.indexOf(kindOf(b.verdict)));
+  const order = ['maynot', 'may', 'deny', 'would', 'allow']; // what is drawn last is on top
+  const sorted = edges.slice().sort((a, b) => order.indexOf(kindOfEdge(a)) - order.indexOf(kindOfEdge(b)));
   for (const e of sorted) {
     const a = from.get(partyText(e.from)), b = to.get(`${partyText(e.to)} ${e.port}`);
     if (a.y === undefined || b.y === undefined) continue;
-    const kind = kindOf(e.verdict), offset = kind === 'allow' ? -3 : 3;
+    const kind = kindOfEdge(e), offset = e.verdict === 'allow' ? -3 : 3;
     const y1 = a.y + shift(left) + offset, y2 = b.y + shift(right) + offset, bend = (end - start) * 0.45;
     const path = drawing('path', {
       class: kind, d: `M${start} ${y1} C${start + bend} ${y1} ${end - bend} ${y2} ${end} ${y2}`,
-    }, drawing('title', {}, `${partyText(e.from)} → ${partyText(e.to)} ${e.port}: ${e.verdict} (${e.count})`));
+    }, drawing('title', {}, `${partyText(e.from)} → ${partyText(e.to)} ${e.port}: ${verdictText(e)} (${countText(e)})`));
     path.ends = [a.key, b.key];
     lines.append(path);
   }
@@ -167,8 +198,8 @@ function pick(svg, target) {
 function showEdgeTable(edges) {
   byId('edges').tBodies[0].replaceChildren(...edges.map(e => element('tr', {},
     element('td', {}, name(e.from.namespace, e.from.name)), element('td', {}, name(e.to.namespace, e.to.name)),
-    element('td', { class: 'mono' }, e.port), element('td', {}, element('span', { class: 'tag ' + kindOf(e.verdict) }, e.verdict)),
-    element('td', { class: 'number' }, e.count.toLocaleString('en')))));
+    element('td', { class: 'mono' }, e.port), element('td', {}, element('span', { class: 'tag ' + kindOfEdge(e) }, verdictText(e))),
+    element('td', { class: 'number' }, countText(e)))));
 }
 
 // --- policies
@@ -279,6 +310,8 @@ function connect() {
     byId('title').textContent = hello.title;
     document.title = `firstpacket ${hello.title}`;
     state.explains = hello.explains;
+    state.possible = { edges: [] };
+    byId('possible').hidden = true;
     byId('ask').hidden = !hello.explains;
     state.flows = [];
     arrived = [];
@@ -287,6 +320,13 @@ function connect() {
   });
   on('flow', addFlow);
   on('agents', agents => { state.agents = agents || []; showFigures(); });
+  on('possible', possible => {
+    state.possible = possible;
+    byId('possible').hidden = !possible.edges || !possible.edges.length;
+    state.possible.edges ||= [];
+    showFigures();
+    if (!state.paused) showGraph();
+  });
   on('traffic', traffic => {
     state.traffic = traffic;
     showFigures();
@@ -300,6 +340,7 @@ function connect() {
 }
 
 byId('filter').addEventListener('input', e => { state.filter = e.target.value.trim().toLowerCase(); showAll(); });
+byId('possible').addEventListener('change', showGraph);
 byId('form').addEventListener('submit', e => { e.preventDefault(); ask(); });
 byId('pause').addEventListener('click', e => {
   state.paused = !state.paused;

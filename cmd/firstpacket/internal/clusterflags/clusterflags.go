@@ -51,12 +51,17 @@ func (f *Flags) Add(cmd *cobra.Command) {
 
 // Cluster is a cluster at one moment.
 type Cluster struct {
-	Services []*corev1.Service
 	// Namespace is the one that the flags, or the kubeconfig, name; "default" if neither does.
 	Namespace string
 
 	state    *state.State
 	snapshot *engine.Snapshot
+	// services are by namespace/name.
+	services map[string]*corev1.Service
+}
+
+func (f *Flags) newCluster() *Cluster {
+	return &Cluster{state: state.New(""), Namespace: f.Namespace, services: map[string]*corev1.Service{}}
 }
 
 // ErrEmpty is returned for a cluster without pods that have addresses.
@@ -68,7 +73,7 @@ const serviceKind = "Service"
 // Load loads the cluster. userAgent names the client in the API server's logs; progress, which may be nil, is where a
 // long wait is shown.
 func (f *Flags) Load(ctx context.Context, userAgent string, progress io.Writer) (*Cluster, error) {
-	c := &Cluster{state: state.New(""), Namespace: f.Namespace}
+	c := f.newCluster()
 	var changes []source.Change
 	var err error
 	if len(f.Manifests) > 0 {
@@ -100,37 +105,22 @@ func (c *Cluster) fromManifests(paths []string) ([]source.Change, error) {
 	if err := problems.Err(); err != nil {
 		return nil, fmt.Errorf("the manifests have problems:\n%w", err)
 	}
-	c.Services = objects.Services()
+	for _, svc := range objects.Services() {
+		c.services[svc.Namespace+"/"+svc.Name] = svc
+	}
 	return state.Of(objects)
 }
 
 func (c *Cluster) fromServer(ctx context.Context, f *Flags, userAgent string) ([]source.Change, error) {
-	config, namespace, err := f.Config()
-	if err != nil {
-		return nil, fmt.Errorf("%w; give --kubeconfig, or --manifests to go without an API server", err)
-	}
-	if c.Namespace == "" {
-		c.Namespace = namespace
-	}
-	src := kube.NewForConfig(config, userAgent)
 	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
 	defer cancel()
-	if err := src.WaitReachable(ctx, f.Timeout); err != nil {
-		return nil, fmt.Errorf("check the address and credentials of the API server: %w", err)
+	q, host, err := c.open(ctx, f, userAgent)
+	if err != nil {
+		return nil, err
 	}
-	q := source.New(ctx, source.Config{})
 	defer q.Close()
-	kinds := state.Kinds()
-	if f.WithServices {
-		kinds = append(kinds, services())
-	}
-	for _, k := range kinds {
-		if err := q.Add(src, k); err != nil {
-			return nil, err
-		}
-	}
 	if err := q.WaitSynced(ctx); err != nil {
-		return nil, fmt.Errorf("%s did not tell everything within %s; check that you may list and watch: %w", src.Host(),
+		return nil, fmt.Errorf("%s did not tell everything within %s; check that you may list and watch: %w", host,
 			f.Timeout, err)
 	}
 	batch, err := q.Next(ctx)
@@ -138,6 +128,33 @@ func (c *Cluster) fromServer(ctx context.Context, f *Flags, userAgent string) ([
 		return nil, err
 	}
 	return c.takeServices(batch.Changes), nil
+}
+
+// open begins to follow the cluster of an API server, until the context ends or the queue is closed.
+func (c *Cluster) open(ctx context.Context, f *Flags, userAgent string) (q *source.Queue, host string, err error) {
+	config, namespace, err := f.Config()
+	if err != nil {
+		return nil, "", fmt.Errorf("%w; give --kubeconfig, or --manifests to go without an API server", err)
+	}
+	if c.Namespace == "" {
+		c.Namespace = namespace
+	}
+	src := kube.NewForConfig(config, userAgent)
+	if err := src.WaitReachable(ctx, f.Timeout); err != nil {
+		return nil, "", fmt.Errorf("check the address and credentials of the API server: %w", err)
+	}
+	q = source.New(ctx, source.Config{})
+	kinds := state.Kinds()
+	if f.WithServices {
+		kinds = append(kinds, services())
+	}
+	for _, k := range kinds {
+		if err := q.Add(src, k); err != nil {
+			q.Close()
+			return nil, "", err
+		}
+	}
+	return q, src.Host(), nil
 }
 
 // services is the kind of core/v1 Services, which policy does not know and people name.
@@ -152,16 +169,21 @@ func services() source.Kind {
 // takeServices takes the services out of the changes.
 func (c *Cluster) takeServices(changes []source.Change) []source.Change {
 	return slices.DeleteFunc(changes, func(change source.Change) bool {
-		if svc, ok := change.Object.(*corev1.Service); ok {
-			c.Services = append(c.Services, svc)
+		if change.Kind != serviceKind {
+			return false
 		}
-		return change.Kind == serviceKind
+		if svc, ok := change.Object.(*corev1.Service); ok {
+			c.services[change.Key] = svc
+		} else {
+			delete(c.services, change.Key)
+		}
+		return true
 	})
 }
 
-// Asked is what questions are asked about.
+// Asked is what questions are asked about. It stays as it is when the cluster changes.
 func (c *Cluster) Asked() explain.Cluster {
-	return explain.Cluster{Snapshot: c.snapshot, Services: c.Services}
+	return explain.Cluster{Snapshot: c.snapshot, Services: slices.Collect(maps.Values(c.services))}
 }
 
 // World is what matrices are made of. It stays as it is when the cluster changes.
