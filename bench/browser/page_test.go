@@ -178,7 +178,8 @@ func TestPolicyOnly(t *testing.T) {
 		}
 	}
 	for _, line := range []string{
-		"shop/web → shop/db 5432/TCP: some may", "shop/db → shop/db every port: may not", "ops/tool → shop/web every port: may",
+		"shop/web → shop/db 5432/TCP: some may", "shop/db → shop/db every port: may not",
+		"ops/tool → shop/web every port: may",
 		"198.51.100.0/24 → shop/db every port: may", "other addresses → shop/db every port: may not",
 	} {
 		if !b.drawn(line) {

@@ -39,8 +39,9 @@ func newUI() *cobra.Command {
 		Use:   "ui",
 		Short: "Serve a web page with what the agents do",
 		Long: `Serve a web page: denied flows as they come, who talks to whom and who may, what each policy had to do with
-it, and a form that asks why. It shows the agents of a cluster, through its API server; those at addresses (--agent), with
-what --manifests allow; or, with --manifests alone, no agent at all: flow logs (--file) and what the manifests explain.
+it, and a form that asks why. It shows the agents of a cluster, through its API server; those at addresses (--agent),
+with what --manifests allow; or, with --manifests alone, no agent at all: flow logs (--file) and what the manifests
+explain.
 
 The page only reads. It is served on loopback addresses unless --expose is given: it has no authentication of its own.
 

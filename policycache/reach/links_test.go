@@ -57,8 +57,8 @@ func TestLinksAreWhatTheEngineSays(t *testing.T) {
 				}
 				link, part := found[[2]int{i, j}], false
 				for k, p := range probes {
-					any := link == nil || link.All || contains(link.Ports, p)
-					if pairs > 0 && any != (allowed[k] > 0) || (link == nil || link.All) && allowed[k] < pairs {
+					some := link == nil || link.All || contains(link.Ports, p)
+					if pairs > 0 && some != (allowed[k] > 0) || (link == nil || link.All) && allowed[k] < pairs {
 						t.Fatalf("%s to %s at %s: %d of %d, but %+v", groups[i].Name, groups[j].Name, p, allowed[k], pairs, link)
 					}
 					part = part || allowed[k] > 0 && allowed[k] < pairs

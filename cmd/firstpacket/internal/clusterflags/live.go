@@ -104,7 +104,8 @@ func (l *Live) Asked(ctx context.Context) (explain.Cluster, error) {
 	return l.cluster.Asked(), nil
 }
 
-// World is what matrices are made of, now, without waiting. The version is another one whenever the cluster may have changed.
+// World is what matrices are made of, now, without waiting. The version is another one whenever the cluster may have
+// changed.
 func (l *Live) World() (w reach.World, version uint64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
