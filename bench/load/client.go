@@ -72,7 +72,7 @@ func run(job Job) Result {
 	all.Wait()
 	var total Result
 	for i := range clients {
-		total.add(&clients[i].result)
+		total.Add(&clients[i].result)
 	}
 	if total.Elapsed == 0 {
 		total.Elapsed = time.Since(start)
@@ -83,7 +83,8 @@ func run(job Job) Result {
 	return total
 }
 
-func (r *Result) add(o *Result) {
+// Add adds what another job came to, done at the same time by others or afterwards. Elapsed becomes the longer one.
+func (r *Result) Add(o *Result) {
 	r.Begun += o.Begun
 	r.Accepted += o.Accepted
 	r.Refused += o.Refused

@@ -32,7 +32,7 @@ type Result struct {
 	Value    float64 `json:"value"`
 	Baseline float64 `json:"baseline"`
 	Against  string  `json:"against"`
-	// Ratio is Value/Baseline: where both were measured, the median of the rounds' ratios, of which Low and High are the
+	// Ratio is Value/Baseline: where both were measured, the median of the turns' ratios, of which Low and High are the
 	// quartiles.
 	Ratio float64 `json:"ratio"`
 	Low   float64 `json:"low,omitempty"`
@@ -51,12 +51,12 @@ type Result struct {
 // Contender is what one of those compared did.
 type Contender struct {
 	Name string `json:"name"`
-	// Median of the rounds, and quartiles, in the Result's unit.
+	// Median of the turns, and quartiles, in the Result's unit.
 	Median float64 `json:"median"`
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
 	Rounds int     `json:"rounds"`
-	// Latency of single connections or flows, of all rounds together; empty where there is none.
+	// Latency of single connections or flows, of all turns together; empty where there is none.
 	Latency load.Histogram `json:"latency,omitzero"`
 	// Lost connections got no answer in time.
 	Lost int `json:"lost,omitempty"`

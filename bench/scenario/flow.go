@@ -21,10 +21,10 @@ func (s *Suite) throughput(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rounds := pick(s, 15, 8, 1)
+	speed := pick(s, pace{8, 15}, pace{4, 14}, pace{1, 2})
 	for _, flows := range pick(s, []int{1, 8}, []int{1}, []int{2}) {
 		f, o := s.stream(free, flows), s.stream(ours, flows)
-		if err := s.compare(ctx, rounds, f, o); err != nil {
+		if err := s.compare(ctx, speed, f, o); err != nil {
 			return err
 		}
 		r := against("established_throughput"+several(flows), fmt.Sprintf("%d established TCP flows", flows), "bytes/s", o, f)
@@ -34,7 +34,7 @@ func (s *Suite) throughput(ctx context.Context) error {
 			break
 		}
 		f, o = s.packets(free, flows), s.packets(ours, flows)
-		if err := s.compare(ctx, rounds, f, o); err != nil {
+		if err := s.compare(ctx, speed, f, o); err != nil {
 			return err
 		}
 		r = against("established_packets"+several(flows), fmt.Sprintf("%d established UDP flows of small packets", flows),
@@ -54,7 +54,7 @@ func several(flows int) string {
 
 func (s *Suite) stream(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Bytes) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(400, 200), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(50), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.SinkPort, Ports: 1,
 	}}
 	e.after = func(r *load.Result) error {
@@ -72,7 +72,7 @@ func (s *Suite) stream(c *contender, flows int) *entry {
 
 func (s *Suite) packets(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Packets) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(400, 200), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(50), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.DropPort, Ports: 1,
 	}}
 	var start uint64
@@ -113,14 +113,14 @@ func (s *Suite) udp(ctx context.Context) error {
 		return err
 	}
 	const unit = "requests/s"
-	rounds := pick(s, 11, 5, 1)
+	speed := pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
 	for _, parallel := range []int{1, 2} {
 		name, title := "udp", "UDP requests and answers"
 		if parallel > 1 {
 			name, title = "dns_burst", "two UDP requests at once from one socket, as resolvers send them"
 		}
 		f, l, o := s.request(free, parallel), s.request(loop, parallel), s.request(ours, parallel)
-		if err := s.compare(ctx, rounds, l, o, f); err != nil {
+		if err := s.compare(ctx, speed, l, o, f); err != nil {
 			return err
 		}
 		r := against("uncached_"+name, title+", each of a new tuple", unit, o, l, f)
@@ -130,7 +130,7 @@ func (s *Suite) udp(ctx context.Context) error {
 		for _, e := range []*entry{p, o} {
 			e.job.Tuples, e.asks, e.warm = udpCached(), 0, 1
 		}
-		if err := s.compare(ctx, rounds, p, o); err != nil {
+		if err := s.compare(ctx, speed, p, o); err != nil {
 			return err
 		}
 		r = against("cached_"+name, title+", of a cached tuple", unit, o, p)
@@ -150,7 +150,7 @@ func (s *Suite) request(c *contender, parallel int) *entry {
 	t := load.Tuples{Sources: world.ClientAddrs(), Targets: world.ServerAddrs(), Port: load.UDPPort, Ports: load.UDPPorts}
 	e := &entry{contender: c, job: load.Job{
 		Kind: load.Request, Parallel: parallel, Tuples: t, Want: load.Accepted,
-		Duration: s.lasting(400, 150), Limit: pick(s, t.Count(), t.Count(), 20),
+		Duration: s.turn(), Limit: pick(s, t.Count(), t.Count(), 20),
 	}}
 	if c.queued != nil {
 		e.asks = 1
@@ -169,9 +169,9 @@ func (s *Suite) denied(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rounds := pick(s, 11, 5, 1)
-	p, fresh, again := s.refusal(plain, false), s.refusal(ours, false), s.refusal(ours, true)
-	if err := s.compare(ctx, rounds, p, fresh, again); err != nil {
+	speed := pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
+	p, fresh := s.refusal(plain, false), s.refusal(ours, false)
+	if err := s.compare(ctx, speed, p, fresh); err != nil {
 		return err
 	}
 	const checked = "Every connection was refused, and none reached the server; " +
@@ -179,6 +179,10 @@ func (s *Suite) denied(ctx context.Context) error {
 	r := against("denied_reject_uncached", "refused by a reset, each of a new tuple", connectionRate, fresh, p)
 	r.Checked = checked
 	s.add(r, 0, false)
+	p, again := s.refusal(plain, true), s.refusal(ours, true)
+	if err := s.compare(ctx, speed, p, again); err != nil {
+		return err
+	}
 	r = against("denied_reject_cached", "refused by a reset, of a tuple that was refused a moment ago", connectionRate,
 		again, p)
 	r.Checked = checked
@@ -193,7 +197,7 @@ func (s *Suite) denied(ctx context.Context) error {
 		return err
 	}
 	p, o := s.fire(silent), s.fire(quiet)
-	if err := s.compare(ctx, rounds, p, o); err != nil {
+	if err := s.compare(ctx, speed, p, o); err != nil {
 		return err
 	}
 	r = against("denied_drop", "SYNs dropped, of a tuple that was refused a moment ago", "SYNs/s", o, p)
@@ -206,7 +210,7 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 	t := load.Tuples{Targets: world.ServerAddrs(), Port: load.TCPPort, Ports: load.TCPPorts}
 	e := &entry{contender: c, worker: c.noise}
 	e.job = load.Job{
-		Kind: load.Connect, Want: load.Refused, Duration: s.lasting(400, 150),
+		Kind: load.Connect, Want: load.Refused, Duration: s.turn(),
 		Limit: pick(s, t.Count(), t.Count(), 20), Tuples: t,
 	}
 	switch {
@@ -222,7 +226,7 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 func (s *Suite) fire(c *contender) *entry {
 	e := &entry{contender: c, worker: c.noise, warm: 1}
 	e.job = load.Job{
-		Kind: load.Fire, Duration: s.lasting(300, 150), Limit: pick(s, 20000, 20000, 20),
+		Kind: load.Fire, Duration: s.turn(), Limit: pick(s, 20000, 20000, 20),
 		Tuples: load.Tuples{Targets: world.ServerAddrs()[:1], Port: load.TCPPort, Ports: 1},
 	}
 	var refused uint64
@@ -274,7 +278,7 @@ func (s *Suite) fairness(ctx context.Context) error {
 		s.paced(s.uncached(ours.as("beside a flood"), 1), &flooded)
 	ruled, besideRuled := s.paced(s.cached(plain.as("static rules, alone"), 1), nil),
 		s.paced(s.cached(plain.as("static rules, beside a flood"), 1), &flooded)
-	if err := s.compare(ctx, pick(s, 7, 3, 1), alone, beside, ruled, besideRuled); err != nil {
+	if err := s.compare(ctx, pick(s, pace{7, 1}, pace{3, 1}, pace{1, 1}), alone, beside, ruled, besideRuled); err != nil {
 		return err
 	}
 	r := against("fairness", "99th percentile of new tuples' connect time beside a pod that floods", "us", beside, alone,
@@ -297,7 +301,7 @@ const (
 // leaves, unless that is nil.
 func (s *Suite) paced(e *entry, flooded *float64) *entry {
 	e.job.Rate = 2000
-	e.job.Duration = s.lasting(1000, 300)
+	e.job.Duration = s.lasting(1000)
 	e.rate = func(r *load.Result) float64 { return float64(r.Latency.Quantile(0.99)) / float64(time.Microsecond) }
 	done := make(chan error, 1)
 	if flooded != nil {

@@ -25,59 +25,98 @@ type entry struct {
 	warm int
 	// rate makes the number that is compared, of a round; nil is connections a second.
 	rate func(*load.Result) float64
-	// before and after are called around each round, if set; after may object to the result.
+	// before and after are called around each round, if set; after may object to what it came to.
 	before func() error
 	after  func(*load.Result) error
 
-	rates   []float64
+	rates   []float64 // of all turns
 	latency load.Histogram
 	lost    int
 	cpu     time.Duration
 	judged  int
+
+	// total and start are of the present round: what the job has come to, and the counters at its beginning.
+	total load.Result
+	start counters
 }
 
-// compare has all entries do their jobs, round by round: each round goes through the entries in the reverse order of
-// the one before, so that drift of the machine meets all alike.
-func (s *Suite) compare(ctx context.Context, rounds int, entries ...*entry) error {
+// counters are what a round is checked by.
+type counters struct {
+	queued uint64
+	cpu    time.Duration
+}
+
+// pace is how a comparison is made: in rounds, which are prepared and checked, of so many turns each. Turns are short,
+// so that whatever else the machine is busy with meets all entries alike.
+type pace struct{ rounds, turns int }
+
+// compare has all entries do their jobs, turn by turn: each turn goes through the entries in the reverse order of the
+// one before. As all have begun then, each has a site of its own. In rounds of a single turn, each entry is prepared
+// and checked by itself, with nothing in between.
+func (s *Suite) compare(ctx context.Context, p pace, entries ...*entry) error {
 	for _, e := range entries { // what happens the first time only is not measured
 		if e.worker == nil {
 			e.worker = e.load
 		}
 		warm := *e
-		warm.job.Duration = min(warm.job.Duration, 50*time.Millisecond)
-		if err := warm.round(); err != nil {
-			return fmt.Errorf("%s: %w", e.name, err)
+		if err := warm.in(begin, turn, end); err != nil {
+			return err
 		}
 	}
-	for r := range rounds {
-		order := slices.Clone(entries)
-		if r%2 == 1 {
-			slices.Reverse(order)
+	order := slices.Clone(entries)
+	for range p.rounds {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		for _, e := range order {
-			if err := ctx.Err(); err != nil {
-				return err
+		steps := [][]step{{begin, turn, end}}
+		if p.turns > 1 {
+			steps = slices.Concat([][]step{{begin}}, slices.Repeat([][]step{{turn}}, p.turns), [][]step{{end}})
+		}
+		for _, do := range steps {
+			for _, e := range order {
+				if err := e.in(do...); err != nil {
+					return err
+				}
 			}
-			if err := e.round(); err != nil {
-				return fmt.Errorf("%s, round %d: %w", e.name, r+1, err)
-			}
+			slices.Reverse(order)
 		}
 	}
 	return nil
 }
 
-// round does the job once, and believes its result only if all who counted agree.
-func (e *entry) round() error {
+// step is a part of a round.
+type step func(*entry) error
+
+func (e *entry) in(steps ...step) error {
+	for _, do := range steps {
+		if err := do(e); err != nil {
+			return fmt.Errorf("%s: %w", e.name, err)
+		}
+	}
+	return nil
+}
+
+// begin prepares a round.
+func begin(e *entry) (err error) {
 	if err := e.prepare(); err != nil {
 		return err
 	}
-	queuedBefore, cpuBefore, err := e.counters()
-	if err != nil {
-		return err
-	}
+	e.total = load.Result{}
+	e.start, err = e.counters()
+	return err
+}
+
+// turn does the job once. It goes on with the tuples where the turn before ended.
+func turn(e *entry) error {
 	job := e.job
+	job.First = e.total.Begun
 	if e.fresh {
 		job.First = 1 + e.next // the first of all is the cached one
+	}
+	if job.Limit > 0 {
+		if job.Limit -= e.total.Begun; job.Limit <= 0 {
+			return nil
+		}
 	}
 	r, err := e.worker.Do(job)
 	if err != nil {
@@ -86,31 +125,38 @@ func (e *entry) round() error {
 	if e.fresh {
 		e.next += r.Begun
 	}
-	queuedAfter, cpuAfter, err := e.counters()
-	if err != nil {
-		return err
-	}
-	if e.after != nil {
-		err = e.after(&r)
-	} else {
-		var served load.Result
-		if served, err = e.serve.Do(load.Job{Kind: load.Count, Limit: r.Accepted}); err == nil {
-			err = e.check(&r, &served, queuedAfter-queuedBefore)
-		}
-	}
-	if err != nil {
-		return err
-	}
 	rate := r.Rate()
 	if e.rate != nil {
 		rate = e.rate(&r)
 	}
 	e.rates = append(e.rates, rate)
 	e.latency.Merge(r.Latency)
-	e.lost += r.TimedOut
+	e.total.Add(&r)
+	return nil
+}
+
+// end believes the round's result only if all who counted agree.
+func end(e *entry) error {
+	now, err := e.counters()
+	if err != nil {
+		return err
+	}
+	queued := now.queued - e.start.queued
+	if e.after != nil {
+		err = e.after(&e.total)
+	} else {
+		var served load.Result
+		if served, err = e.serve.Do(load.Job{Kind: load.Count, Limit: e.total.Accepted}); err == nil {
+			err = e.check(&e.total, &served, queued)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	e.lost += e.total.TimedOut
 	if e.asks > 0 {
-		e.cpu += cpuAfter - cpuBefore
-		e.judged += int(queuedAfter - queuedBefore)
+		e.cpu += now.cpu - e.start.cpu
+		e.judged += int(queued)
 	}
 	return nil
 }
@@ -148,16 +194,16 @@ func (e *entry) prepare() error {
 	return err
 }
 
-func (e *entry) counters() (queued uint64, cpu time.Duration, err error) {
+func (e *entry) counters() (now counters, err error) {
 	if e.queued != nil {
-		if queued, err = e.queued(); err != nil {
-			return 0, 0, err
+		if now.queued, err = e.queued(); err != nil {
+			return now, err
 		}
 	}
 	if e.process != 0 {
-		cpu, err = cpuTime(e.process)
+		now.cpu, err = cpuTime(e.process)
 	}
-	return queued, cpu, err
+	return now, err
 }
 
 // errUnbelievable says that those who counted the same thing disagree.

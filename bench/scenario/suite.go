@@ -140,9 +140,12 @@ func (s *Suite) add(r report.Result, target float64, atMost bool) {
 	s.logf("  %-28s %s", r.Name, r.Summary())
 }
 
-// lasting is how long a round of a job takes.
-func (s *Suite) lasting(full, quick int64) time.Duration {
-	return time.Duration(pick(s, full, quick, 20) * int64(time.Millisecond))
+// turn is how long an entry's turn is.
+func (s *Suite) turn() time.Duration { return s.lasting(30) }
+
+// lasting is a time in milliseconds, except in tests.
+func (s *Suite) lasting(ms int64) time.Duration {
+	return time.Duration(pick(s, ms, ms, 20)) * time.Millisecond
 }
 
 // pick takes the number for the kind of run.
