@@ -114,7 +114,7 @@ status: {phase: PHASE, podIP: V4, podIPs: [{ip: V4}, {ip: V6}]}}`)
 	b.reaches("heir", "server")
 }
 
-// flood sends datagrams to ever new ports of the server, as fast as one thread can, and returns once there were so many,
+// flood sends datagrams to ever new ports of the server, as fast as one thread can. It returns once there were enough,
 // with what stops it.
 func (b *bed) flood(from string, perSecond, enough int) (stop func()) {
 	b.t.Helper()

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/netip"
 
+	"github.com/firstpacket/firstpacket/proxy/internal/slots"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
@@ -12,18 +13,9 @@ import (
 // garbage shall have to look at.
 type tuples struct {
 	limit int
-	index map[tupleKey]int32
-	nodes []tupleNode // those in use, and free ones
-	// first and last are the ends of the list, free begins that of free nodes; noNode is none.
-	first, last, free int32
+	index map[tupleKey]int32 // slots of list
+	list  slots.List[tupleKey]
 }
-
-type tupleNode struct {
-	key        tupleKey
-	prev, next int32
-}
-
-const noNode = -1
 
 // tupleKey is a ruleset.Tuple without pointers. Is4 tells addresses of IPv4 from those of IPv6 that look like them.
 type tupleKey struct {
@@ -40,12 +32,9 @@ func newTuples(limit int) *tuples {
 }
 
 // clear removes all.
-func (t *tuples) clear() {
-	t.index, t.nodes = map[tupleKey]int32{}, nil
-	t.first, t.last, t.free = noNode, noNode, noNode
-}
+func (t *tuples) clear() { t.index, t.list = map[tupleKey]int32{}, slots.New[tupleKey](t.limit, 0) }
 
-func (t *tuples) len() int { return len(t.index) }
+func (t *tuples) len() int { return t.list.Len() }
 
 func (t *tuples) contains(tuple ruleset.Tuple) bool {
 	_, ok := t.index[keyOf(tuple)]
@@ -56,77 +45,43 @@ func (t *tuples) contains(tuple ruleset.Tuple) bool {
 func (t *tuples) add(tuple ruleset.Tuple) (left ruleset.Tuple, full bool) {
 	key := keyOf(tuple)
 	if i, ok := t.index[key]; ok {
-		if i != t.last {
-			t.unlink(i)
-			t.link(i)
-		}
+		t.list.ToEnd(i)
 		return left, false
 	}
-	if len(t.index) == t.limit {
-		left, full = t.nodes[t.first].key.tuple(), true
-		t.removeNode(t.first)
+	i := t.list.Add()
+	if i == slots.None {
+		first := t.list.First()
+		left, full = t.list.At(first).tuple(), true
+		t.removeSlot(first)
+		i = t.list.Add()
 	}
-	i := t.free
-	if i == noNode {
-		i = int32(len(t.nodes))
-		t.nodes = append(t.nodes, tupleNode{})
-	} else {
-		t.free = t.nodes[i].next
-	}
-	t.nodes[i].key = key
+	*t.list.At(i) = key
 	t.index[key] = i
-	t.link(i)
 	return left, full
 }
 
 // remove takes a tuple out, if it is there.
 func (t *tuples) remove(tuple ruleset.Tuple) {
 	if i, ok := t.index[keyOf(tuple)]; ok {
-		t.removeNode(i)
+		t.removeSlot(i)
 	}
+}
+
+func (t *tuples) removeSlot(i int32) {
+	delete(t.index, *t.list.At(i))
+	t.list.Remove(i)
 }
 
 // all goes through the tuples from the first to the last. The one it is at may be removed.
 func (t *tuples) all() iter.Seq[ruleset.Tuple] {
 	return func(yield func(ruleset.Tuple) bool) {
-		for i := t.first; i != noNode; {
-			next := t.nodes[i].next
-			if !yield(t.nodes[i].key.tuple()) {
+		for i := t.list.First(); i != slots.None; {
+			next := t.list.Next(i)
+			if !yield(t.list.At(i).tuple()) {
 				return
 			}
 			i = next
 		}
-	}
-}
-
-func (t *tuples) removeNode(i int32) {
-	delete(t.index, t.nodes[i].key)
-	t.unlink(i)
-	t.nodes[i].next, t.free = t.free, i
-}
-
-func (t *tuples) link(i int32) {
-	n := &t.nodes[i]
-	n.prev, n.next = t.last, noNode
-	if t.last == noNode {
-		t.first = i
-	} else {
-		t.nodes[t.last].next = i
-	}
-	t.last = i
-}
-
-func (t *tuples) unlink(i int32) {
-	n := &t.nodes[i]
-	if n.prev == noNode {
-		t.first = n.next
-	} else {
-		t.nodes[n.prev].next = n.next
-	}
-	if n.next == noNode {
-		t.last = n.prev
-	} else {
-		t.nodes[n.next].prev = n.prev
 	}
 }
 

@@ -19,7 +19,7 @@ func (q *Queue) loop() error {
 			}
 			q.held.wakeAll()
 		}
-		if q.held.count > 0 {
+		if q.held.list.Len() > 0 {
 			if err := q.serveHeld(); err != nil {
 				return err
 			}
@@ -113,7 +113,7 @@ func (q *Queue) serveHeld() error {
 			}
 		}
 		p := &q.packet
-		*p = q.held.slots[i].packet
+		*p = q.held.list.At(i).packet
 		p.Expired = expired
 		id := p.ID
 		v := q.handler.Handle(p)
@@ -157,7 +157,7 @@ func (q *Queue) finish() error {
 		return err
 	}
 	q.handler.End()
-	q.stats.publish(&q.tally, q.held.count)
+	q.stats.publish(&q.tally, q.held.list.Len())
 	return nil
 }
 
@@ -192,14 +192,14 @@ func (q *Queue) receive(idle bool) (int, unix.Errno) {
 	if h.cursor != none {
 		return q.rx.read(q.fd)
 	}
-	if !idle && h.count == 0 {
+	if !idle && h.list.Len() == 0 {
 		return q.rx.doze(q.fd)
 	}
 	q.stats.waits.Add(1)
 	var timeout *unix.Timespec // none: forever
 	var left unix.Timespec
-	if h.count > 0 {
-		left = unix.NsecToTimespec(max(0, h.slots[h.head].deadline-Now()))
+	if h.list.Len() > 0 {
+		left = unix.NsecToTimespec(max(0, h.list.At(h.list.First()).deadline-Now()))
 		timeout = &left
 	}
 	// Syscall, unlike RawSyscall, tells the scheduler that the thread will sleep, so that its processor can be taken.

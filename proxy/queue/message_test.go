@@ -237,6 +237,15 @@ func TestParseKernelStats(t *testing.T) {
 	}
 }
 
+// last is the slot of the packet that came last.
+func last(h *holdList) int32 {
+	i := h.list.First()
+	for h.list.Next(i) != none {
+		i = h.list.Next(i)
+	}
+	return i
+}
+
 // TestHoldList runs the list beside a plain slice.
 func TestHoldList(t *testing.T) {
 	type model struct {
@@ -265,7 +274,7 @@ func TestHoldList(t *testing.T) {
 					return
 				}
 				list = append(list, model{id, now + 10, false})
-				p := h.slots[h.tail].packet
+				p := h.list.At(last(&h)).packet
 				if !p.Held || !bytes.Equal(p.Payload, payload[:min(len(payload), 4)]) {
 					t.Fatalf("held %+v, want payload %v", p, payload)
 				}
@@ -284,11 +293,11 @@ func TestHoldList(t *testing.T) {
 				slot := h.nextWoken()
 				if i == len(list) {
 					if slot != none {
-						t.Fatalf("packet %d was not woken", h.slots[slot].packet.ID)
+						t.Fatalf("packet %d was not woken", h.list.At(slot).packet.ID)
 					}
 					return
 				}
-				if slot == none || h.slots[slot].packet.ID != list[i].id {
+				if slot == none || h.list.At(slot).packet.ID != list[i].id {
 					t.Fatalf("slot %d instead of packet %d", slot, list[i].id)
 				}
 				list[i].woken = false
@@ -301,26 +310,26 @@ func TestHoldList(t *testing.T) {
 				now += rapid.Int64Range(0, 4).Draw(t, "passes")
 				for len(list) > 0 && list[0].deadline <= now {
 					slot := h.nextExpired(now)
-					if slot == none || h.slots[slot].packet.ID != list[0].id {
+					if slot == none || h.list.At(slot).packet.ID != list[0].id {
 						t.Fatalf("slot %d instead of packet %d", slot, list[0].id)
 					}
 					h.remove(slot)
 					remove(0)
 				}
 				if slot := h.nextExpired(now); slot != none {
-					t.Fatalf("packet %d is not over", h.slots[slot].packet.ID)
+					t.Fatalf("packet %d is not over", h.list.At(slot).packet.ID)
 				}
 			},
 			"": func(t *rapid.T) {
 				var got []uint32
-				for i := h.head; i != none; i = h.slots[i].next {
-					got = append(got, h.slots[i].packet.ID)
+				for i := h.list.First(); i != none; i = h.list.Next(i) {
+					got = append(got, h.list.At(i).packet.ID)
 				}
 				var want []uint32
 				for _, m := range list {
 					want = append(want, m.id)
 				}
-				if d := cmp.Diff(want, got); d != "" || h.count != len(want) {
+				if d := cmp.Diff(want, got); d != "" || h.list.Len() != len(want) {
 					t.Fatalf("held (-want +got):\n%s", d)
 				}
 			},
