@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/firstpacket/firstpacket/policycache/rule"
 	"github.com/firstpacket/firstpacket/proxy/established"
 	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
+	"github.com/firstpacket/firstpacket/proxy/told"
 )
 
 func newSimulate() *cobra.Command {
@@ -31,7 +34,7 @@ manifests were applied, or deleted. Nothing is applied. Every port and every add
 tell apart are told as one, with their number.
 
 With --flows, on a node and with CAP_NET_ADMIN, it also says which flows that are established there would be cut, and
-which of those that policy has cut would go on.
+which of those that policy has cut would go on. What pods were told by DNS is known from this node's agent.
 
 The manifests may hold policies of every dialect, namespaces, nodes and pods. What they have problems with is said on
 stderr.
@@ -62,6 +65,11 @@ Exit status: 0 success; with --exit-code, 3 if any verdict or flow would change;
 		c, err := flags.Load(cmd.Context(), userAgent(), cmd.ErrOrStderr())
 		if err != nil {
 			return err
+		}
+		if flows {
+			if err := recall(c); err != nil {
+				return err
+			}
 		}
 		applied, err := c.Apply(stdinAsFile(files), remove)
 		if err != nil {
@@ -116,6 +124,16 @@ func simulateFlows(applied *clusterflags.Applied, mask uint32) (s simulatedFlows
 		s.Flows = []established.Change{}
 	}
 	return s, nil
+}
+
+// recall has the cluster know what the agent of this node does of names: flows are open under them.
+func recall(c *clusterflags.Cluster) error {
+	kept, err := ruleset.ReadTold(0)
+	if err != nil {
+		return fmt.Errorf("flows of this node: %w", err)
+	}
+	c.Recall(told.NewClock().Facts(kept), told.Latest(time.Now()))
+	return nil
 }
 
 // writeJSON writes the difference with the flows beside it.

@@ -30,6 +30,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/queue"
 	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
+	"github.com/firstpacket/firstpacket/proxy/told"
 )
 
 // Agent is a running agent, put together by Run.
@@ -230,7 +231,7 @@ func (a *agent) build() error {
 		log: a.cfg.Log, marks: a.marks, publisher: a.publisher,
 		state:   state.NewWith(engine.Config{Node: a.cfg.NodeName, Audit: a.cfg.Audit}),
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
-		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers, uptime: newUptime(),
+		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers, told: told.NewClock(),
 	}
 	return nil
 }

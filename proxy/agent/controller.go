@@ -20,6 +20,7 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/metrics"
 	"github.com/firstpacket/firstpacket/proxy/report"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
+	"github.com/firstpacket/firstpacket/proxy/told"
 )
 
 // controller carries changes of the cluster to the packet path: it makes the snapshot, publishes it to the queue
@@ -43,7 +44,7 @@ type controller struct {
 	names     *names
 	// dnsServers are the configured ones.
 	dnsServers []netip.AddrPort
-	uptime     uptime
+	told       told.Clock
 
 	// turn belongs to who changes the table, with the fields below it.
 	turn       sync.Mutex
@@ -153,7 +154,7 @@ func (c *controller) install(ctx context.Context, b source.Batch) error {
 func (c *controller) want() ruleset.State {
 	return ruleset.State{
 		Generation: c.generation, PodCIDRs: c.state.PodCIDRs(), Subjects: slices.Collect(maps.Values(c.subjects)),
-		Resolvers: c.servers, Told: c.uptime.told(c.state.Facts()),
+		Resolvers: c.servers, Told: c.told.Of(c.state.Facts()),
 	}
 }
 

@@ -267,19 +267,7 @@ func TestNamesThatEndWithoutAnAgent(t *testing.T) {
 	b.reaches("client", worldAt(false), probe.TCP)
 
 	b.restart(false, func() {
-		if err := b.lab.ApplyYAML(t.Context(), `
-apiVersion: policy.networking.k8s.io/v1alpha2
-kind: ClusterNetworkPolicy
-metadata: {name: names}
-spec:
-  tier: Admin
-  priority: 10
-  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: client}}}}
-  egress:
-  - {action: Accept, to: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}}]}
-  - {action: Accept, to: [{domainNames: [exact.org]}]}
-  - {action: Deny, to: [{networks: [0.0.0.0/0, "::/0"]}]}
-`); err != nil {
+		if err := b.lab.ApplyYAML(t.Context(), namesAccepted("exact.org")); err != nil {
 			t.Fatal(err)
 		}
 	})

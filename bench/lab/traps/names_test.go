@@ -3,6 +3,7 @@ package traps
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,12 +18,16 @@ import (
 )
 
 // namePolicy lets the clients ask the cluster's DNS, and reach *.example.com and exact.org.
-const namePolicy = `
+var namePolicy = `
 apiVersion: v1
 kind: Pod
 metadata: {name: coredns, namespace: kube-system, labels: {k8s-app: kube-dns}}
 spec: {nodeName: %s, containers: [{name: c}]}
----
+---` + namesAccepted("*.example.com", "exact.org")
+
+// namesAccepted is the policy with other names.
+func namesAccepted(names ...string) string {
+	return fmt.Sprintf(`
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
 metadata: {name: names}
@@ -32,9 +37,10 @@ spec:
   subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: client}}}}
   egress:
   - {action: Accept, to: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}}]}
-  - {action: Accept, to: [{domainNames: ["*.example.com", exact.org]}]}
+  - {action: Accept, to: [{domainNames: ["%s"]}]}
   - {action: Deny, to: [{networks: [0.0.0.0/0, "::/0"]}]}
-`
+`, strings.Join(names, `", "`))
+}
 
 // namesBed is a bed with a DNS server in a pod on that node.
 type namesBed struct {

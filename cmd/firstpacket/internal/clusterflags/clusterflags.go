@@ -200,6 +200,12 @@ type Applied struct {
 	Problems map[rule.Ref][]rule.Problem
 }
 
+// Recall takes over what pods were told under domain names; see state.State.
+func (c *Cluster) Recall(kept []engine.Fact, latest time.Time) {
+	c.state.Recall(kept, latest)
+	c.snapshot, _ = c.state.Lapse(time.Now())
+}
+
 // Apply applies the objects of manifests to the cluster as kubectl apply would; to delete, they are taken away.
 func (c *Cluster) Apply(paths []string, remove bool) (*Applied, error) {
 	objects, problems := manifests.LoadKinds(state.ManifestKinds(), paths...)
