@@ -55,7 +55,8 @@ type Contender struct {
 	Median float64 `json:"median"`
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
-	Rounds int     `json:"rounds"`
+	// Turns is how many there were.
+	Turns int `json:"turns"`
 	// Latency of single connections or flows, of all turns together; empty where there is none.
 	Latency load.Histogram `json:"latency,omitzero"`
 	// Lost connections got no answer in time.

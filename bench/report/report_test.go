@@ -21,7 +21,7 @@ func sample(t *testing.T) *Report {
 		t.Fatal(err)
 	}
 	contender := func(name string, median float64) Contender {
-		c := Contender{Name: name, Median: median, Low: median * 0.9, High: median * 1.1, Rounds: 9, CPU: 12.3}
+		c := Contender{Name: name, Median: median, Low: median * 0.9, High: median * 1.1, Turns: 9, CPU: 12.3}
 		for i := range 1000 {
 			c.Latency.Add(time.Duration(20+i) * time.Microsecond)
 		}

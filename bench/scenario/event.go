@@ -146,7 +146,7 @@ func (s *Suite) addEvents(name, title string, took []time.Duration, target float
 		Name: name, Title: title, Unit: "ms", Value: at(0.99), Baseline: eventTarget, Against: "the target",
 		Ratio: at(0.99) / eventTarget, Checked: "Before each change, the connection had the other outcome.",
 	}
-	c := report.Contender{Name: "firstpacket", Median: at(0.5), Low: at(0.25), High: at(0.75), Rounds: len(took)}
+	c := report.Contender{Name: "firstpacket", Median: at(0.5), Low: at(0.25), High: at(0.75), Turns: len(took)}
 	for _, d := range took {
 		c.Latency.Add(d)
 	}

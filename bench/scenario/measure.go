@@ -246,7 +246,7 @@ func (e *entry) check(r, served *load.Result, queued uint64) error {
 
 // result is what the report says of the entry.
 func (e *entry) result() report.Contender {
-	c := report.Contender{Name: e.name, Rounds: len(e.rates), Latency: e.latency, Lost: e.lost}
+	c := report.Contender{Name: e.name, Turns: len(e.rates), Latency: e.latency, Lost: e.lost}
 	c.Low, c.Median, c.High = quartiles(e.rates)
 	if e.judged > 0 && e.process != 0 {
 		c.CPU = e.cpu.Seconds() / float64(e.judged) * 1e6

@@ -67,7 +67,7 @@ func (s *Suite) verdicts(ctx context.Context) error {
 	for _, b := range all {
 		l, m, h := quartiles(b.ns)
 		name := fmt.Sprintf("%d policies, %d pods", b.world.StagePolicies+b.world.Policies, b.world.Pods)
-		r.Contenders = append(r.Contenders, report.Contender{Name: name, Low: l, Median: m, High: h, Rounds: len(b.ns)})
+		r.Contenders = append(r.Contenders, report.Contender{Name: name, Low: l, Median: m, High: h, Turns: len(b.ns)})
 		s.pointAt(plot, fmt.Sprintf("%d pods", b.world.Pods), "policies", unit,
 			float64(b.world.StagePolicies+b.world.Policies), m)
 	}
