@@ -141,17 +141,25 @@ $(IMAGE_PROGRAMS): .cache/image-programs/firstpacket-%: need-go
 ##@ Tools, built from source once and kept in .cache/bin
 
 KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' bench/apiserver/go.mod)
-SERVERS    := etcd kube-apiserver kube-controller-manager
+SERVERS    := etcd kube-apiserver kube-controller-manager kubectl
+CLIENTS    := helm crane
 
 .PHONY: test-servers
-test-servers: $(SERVERS:%=$(CACHE)/%) ## Build etcd and Kubernetes' servers (5 to 10 minutes the first time)
+test-servers: $(SERVERS:%=$(CACHE)/%) $(CLIENTS:%=$(CACHE)/%) ## Build etcd, Kubernetes' servers, kubectl, helm and crane (5 to 10 minutes the first time)
 
 $(CACHE)/etcd: SOURCE := go.etcd.io/etcd/server/v3
-$(CACHE)/kube-%: SOURCE = k8s.io/kubernetes/cmd/$(@F)
+$(CACHE)/kube%: SOURCE = k8s.io/kubernetes/cmd/$(@F)
 $(SERVERS:%=$(CACHE)/%): bench/apiserver/go.mod bench/apiserver/go.sum | need-go
 	@echo "building $(@F) (minutes the first time)"
 	@$(GO) build -C bench/apiserver -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' \
 		-o $@ $(SOURCE)
+	@touch $@
+
+$(CACHE)/helm: SOURCE := helm.sh/helm/v4/cmd/helm
+$(CACHE)/crane: SOURCE := github.com/google/go-containerregistry/cmd/crane
+$(CLIENTS:%=$(CACHE)/%): deploy/build/go.mod deploy/build/go.sum | need-go
+	@echo "building $(@F) (minutes the first time)"
+	@$(GO) build -C deploy/build -ldflags '-s -w' -o $@ $(SOURCE)
 	@touch $@
 
 $(CACHE)/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum | need-go

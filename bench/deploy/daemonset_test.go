@@ -3,6 +3,8 @@ package deploy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -41,39 +43,43 @@ type kubelet struct {
 	spec      *corev1.Container
 }
 
-// newKubelet prepares the pod as a kubelet does: the image, the volumes, the ServiceAccount's token, the environment.
+// newKubelet prepares the pod of the DaemonSet as a kubelet does.
 func newKubelet(t *testing.T, c *cluster, node *ns.Namespace, name, address string) *kubelet {
 	t.Helper()
 	ds, err := c.client.AppsV1().DaemonSets("firstpacket").Get(t.Context(), "firstpacket", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	root, image := unpackImage(t)
 	pod := podOf(ds)
-	k := &kubelet{node: node, name: name, address: address, starter: ns.NewStarter(), spec: &pod.Spec.Containers[0]}
+	pod.Spec.NodeName = name
+	k := prepare(t, c, pod, node, address, root, image)
+	if !slices.Equal(k.container.Capabilities, []int{unix.CAP_NET_ADMIN}) {
+		t.Fatalf("capabilities %v are more than is needed", k.container.Capabilities)
+	}
+	return k
+}
+
+// prepare does for a pod on the host network what a kubelet does before it starts one: the image's root file system,
+// the volumes, the ServiceAccount's token, the environment.
+func prepare(t *testing.T, c *cluster, pod *corev1.Pod, node *ns.Namespace, address, root string,
+	image imageConfig,
+) *kubelet {
+	t.Helper()
+	k := &kubelet{
+		node: node, name: pod.Spec.NodeName, address: address, starter: ns.NewStarter(), spec: &pod.Spec.Containers[0],
+	}
 	t.Cleanup(k.starter.Close)
 	if len(pod.Spec.Containers) != 1 || !pod.Spec.HostNetwork {
 		t.Fatal("not one container on the host network")
 	}
-	root, image := unpackImage(t)
-	security, own := pod.Spec.SecurityContext, k.spec.SecurityContext
-	k.container = container{
-		Root: root, ReadOnly: *own.ReadOnlyRootFilesystem, NoNewPrivs: !*own.AllowPrivilegeEscalation,
-		User: int(*security.RunAsUser), Group: int(*security.RunAsGroup),
-		Mounts: map[string]string{tokenDir: k.token(t, c, pod.Spec.ServiceAccountName, int(*security.RunAsUser))},
-	}
-	for _, g := range append(security.SupplementalGroups, *security.RunAsGroup) {
-		k.container.Groups = append(k.container.Groups, int(g))
-	}
-	if !slices.Equal(own.Capabilities.Drop, []corev1.Capability{"ALL"}) {
-		t.Fatalf("capabilities dropped: %v", own.Capabilities.Drop)
-	}
-	for _, name := range own.Capabilities.Add {
-		if name != "NET_ADMIN" {
-			t.Fatalf("capability %s is more than is needed", name)
-		}
-		k.container.Capabilities = append(k.container.Capabilities, unix.CAP_NET_ADMIN)
-	}
+	k.container = container{Root: root, Mounts: map[string]string{}}
+	k.credentials(t, pod, image)
+	k.container.Mounts[tokenDir] = k.token(t, c, pod, k.container.User)
 	for _, m := range k.spec.VolumeMounts {
+		if m.MountPath == tokenDir {
+			continue // which the API server adds where it knows ServiceAccounts
+		}
 		dir := t.TempDir() // an emptyDir
 		if err := os.Chmod(dir, 0o777); err != nil {
 			t.Fatal(err)
@@ -86,14 +92,67 @@ func newKubelet(t *testing.T, c *cluster, node *ns.Namespace, name, address stri
 		}
 	}
 	k.container.Env = k.environment(t, c)
-	k.container.Args = slices.Concat(image.Config.Entrypoint, k.expand(k.spec.Args))
+	k.container.Args = k.spec.Command
+	if len(k.container.Args) == 0 {
+		k.container.Args = image.Config.Entrypoint
+	}
+	k.container.Args = slices.Concat(k.container.Args, k.expand(k.spec.Args))
 	return k
 }
 
-// token writes what the kubelet projects into each pod.
-func (k *kubelet) token(t *testing.T, c *cluster, account string, user int) string {
+// runtimeCapabilities are those that container runtimes give (containerd's list; numbers from linux/capability.h).
+var runtimeCapabilities = []int{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID,
+	unix.CAP_SETUID, unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW, unix.CAP_SYS_CHROOT, unix.CAP_MKNOD,
+	unix.CAP_AUDIT_WRITE, unix.CAP_SETFCAP,
+}
+
+// credentials are what the pod, its container and the image say of who the process is.
+func (k *kubelet) credentials(t *testing.T, pod *corev1.Pod, image imageConfig) {
 	t.Helper()
-	request, err := c.client.CoreV1().ServiceAccounts("firstpacket").CreateToken(t.Context(), account,
+	if _, err := fmt.Sscanf(image.Config.User, "%d:%d", &k.container.User, &k.container.Group); err != nil {
+		t.Fatalf("user %q of the image: %v", image.Config.User, err)
+	}
+	if s := pod.Spec.SecurityContext; s != nil {
+		if s.RunAsUser != nil {
+			k.container.User, k.container.Group = int(*s.RunAsUser), int(*s.RunAsGroup)
+		}
+		for _, g := range s.SupplementalGroups {
+			k.container.Groups = append(k.container.Groups, int(g))
+		}
+	}
+	k.container.Groups = append(k.container.Groups, k.container.Group)
+	capabilities := runtimeCapabilities
+	if s := k.spec.SecurityContext; s != nil {
+		k.container.ReadOnly = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
+		k.container.NoNewPrivs = s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation
+		if s.Capabilities != nil {
+			if slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+				capabilities = nil
+			}
+			capabilities = slices.Clone(capabilities)
+			for _, name := range s.Capabilities.Add {
+				number, known := map[corev1.Capability]int{
+					"NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW,
+				}[name]
+				if !known {
+					t.Fatalf("capability %s", name)
+				}
+				capabilities = append(capabilities, number)
+			}
+		}
+	}
+	k.container.Capabilities = capabilities
+}
+
+// token writes what the kubelet projects into each pod.
+func (k *kubelet) token(t *testing.T, c *cluster, pod *corev1.Pod, user int) string {
+	t.Helper()
+	account := pod.Spec.ServiceAccountName
+	if account == "" {
+		account = "default"
+	}
+	request, err := c.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(t.Context(), account,
 		&authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +168,7 @@ func (k *kubelet) token(t *testing.T, c *cluster, account string, user int) stri
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"token": request.Status.Token, "ca.crt": string(ca), "namespace": "firstpacket",
+		"token": request.Status.Token, "ca.crt": string(ca), "namespace": pod.Namespace,
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -201,12 +260,8 @@ func (k *kubelet) exec(ctx context.Context, args []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]byte, 4096)
-	n, _ := r.Read(out) // the end of file is no news
-	if err := cmd.Wait(); err != nil {
-		return out[:n], err
-	}
-	return out[:n], nil
+	out, err := io.ReadAll(r)
+	return out, errors.Join(err, cmd.Wait())
 }
 
 // waitStarted waits until the container's startup probe says so.

@@ -132,7 +132,7 @@ func TestFleet(t *testing.T) {
 	n, c := install(t)
 	isolate(t, c)
 	readers(t, c)
-	register(t, c, nodeName, nodeAddress, serveKubelet(t, n.NS(), nodeAddress))
+	register(t, c, nodeName, nodeAddress, serveKubelet(t, n.NS(), nodeAddress, nil))
 	register(t, c, "node-gone", "192.168.7.99", 1)
 	k := newKubelet(t, c, n.NS(), nodeName, nodeAddress)
 

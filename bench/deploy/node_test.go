@@ -24,6 +24,7 @@ import (
 // node is a node with two pods, and what is asked of the agent there.
 type node struct {
 	*plumb.Host
+	network        *plumb.Network
 	client, server *plumb.Pod
 	http           *http.Client
 }
@@ -43,7 +44,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeAll(t, network) })
-	n := &node{}
+	n := &node{network: network}
 	if n.Host, err = network.AddHost(plumb.HostConfig{
 		Name: nodeName, Addrs: []netip.Addr{netip.MustParseAddr(nodeAddress)}, Node: true,
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},

@@ -17,9 +17,10 @@ import (
 	"github.com/firstpacket/firstpacket/bench/lab/ns"
 )
 
-// serveKubelet answers the API server's port-forwards as a kubelet does: each pair of streams is a connection to the
-// pod's loopback address, which for pods on the host network is the node's. It returns the port.
-func serveKubelet(t *testing.T, node *ns.Namespace, address string) int32 {
+// serveKubelet answers the API server as a kubelet does. In a port-forward, each pair of streams is a connection to the
+// pod's loopback address, which for pods on the host network is the node's. What else is asked is for others, which may
+// be nil. It returns the port.
+func serveKubelet(t *testing.T, node *ns.Namespace, address string, others http.Handler) int32 {
 	t.Helper()
 	var l net.Listener
 	if err := node.Do(func() (err error) {
@@ -28,7 +29,7 @@ func serveKubelet(t *testing.T, node *ns.Namespace, address string) int32 {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	k := &forwards{node: node}
+	k := &forwards{node: node, others: others}
 	s := httptest.NewUnstartedServer(k)
 	s.Listener.Close()
 	s.Listener = l
@@ -43,6 +44,7 @@ func serveKubelet(t *testing.T, node *ns.Namespace, address string) int32 {
 // forwards are the connections of a kubelet.
 type forwards struct {
 	node    *ns.Namespace
+	others  http.Handler
 	running sync.WaitGroup
 
 	mu    sync.Mutex
@@ -61,7 +63,11 @@ func (k *forwards) close() {
 // ServeHTTP upgrades a request for /portForward/NAMESPACE/POD.
 func (k *forwards) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.URL.Path, "/portForward/firstpacket/") {
-		http.NotFound(w, r)
+		if k.others == nil {
+			http.NotFound(w, r)
+			return
+		}
+		k.others.ServeHTTP(w, r)
 		return
 	}
 	if _, err := httpstream.Handshake(r, w, []string{"portforward.k8s.io"}); err != nil {

@@ -34,7 +34,7 @@ The cluster comes from the API server (in-cluster configuration, or --kubeconfig
 When the agent ends, however it ends, its rules stay: admitted connections go on, new ones to isolated pods wait for
 the next agent. 'firstpacket cleanup' removes everything.`,
 		Example: `  # on a node of a cluster
-  firstpacket agent --node-name "$(hostname)" --kubeconfig /etc/kubernetes/kubelet.conf
+  firstpacket agent --node-name "$(hostname)" --kubeconfig /path/to/kubeconfig
 
   # without any API server
   firstpacket agent --node-name node-a --manifests ./cluster --flow-log -`,

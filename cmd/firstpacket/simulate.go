@@ -47,7 +47,7 @@ Exit status: 0 success; with --exit-code, 3 if any verdict or flow would change;
   firstpacket simulate --manifests ./cluster -f policy.yaml --delete --exit-code -o json
 
   # whom it would cut off on this node
-  firstpacket simulate --kubeconfig /etc/kubernetes/kubelet.conf -f policy.yaml --flows`,
+  firstpacket simulate --kubeconfig /etc/kubernetes/admin.conf -f policy.yaml --flows`,
 		Args: noArgs,
 	}
 	flags.Add(cmd)
