@@ -35,6 +35,9 @@ const (
 	serverPod   = "10.1.0.3"
 	allowed     = 8080
 	other       = 8081
+	// held and forbidden are ports of flows that last, TCP and UDP.
+	held      = 8090
+	forbidden = 8091
 )
 
 func newNode(t *testing.T) *node {
@@ -222,7 +225,7 @@ func populate(t *testing.T, c *cluster) {
 	}
 }
 
-// isolate makes a policy that isolates the server's pod but for one port.
+// isolate makes a policy that isolates the server's pod but for the ports that are allowed.
 func isolate(t *testing.T, c *cluster) {
 	t.Helper()
 	policy := &networkingv1.NetworkPolicy{
@@ -230,7 +233,10 @@ func isolate(t *testing.T, c *cluster) {
 		Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "server"}},
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{
-				Ports: []networkingv1.NetworkPolicyPort{{Port: new(intstr.FromInt32(allowed))}},
+				Ports: []networkingv1.NetworkPolicyPort{
+					{Port: new(intstr.FromInt32(allowed))}, {Port: new(intstr.FromInt32(held))},
+					{Protocol: new(corev1.ProtocolUDP), Port: new(intstr.FromInt32(held))},
+				},
 				From: []networkingv1.NetworkPolicyPeer{{
 					PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}},
 				}},

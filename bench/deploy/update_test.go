@@ -9,14 +9,17 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/firstpacket/firstpacket/bench/lab/probe"
 )
 
 // TestUpdate updates the pod of a node as the DaemonSet's strategy has it done: the new pod starts beside the old one,
 // with the very arguments and volumes of the template, and the old one is ended once the new one's own probe says so.
-// Meanwhile every allowed connection comes about, at the first attempt, and no forbidden one.
+// Meanwhile every allowed connection comes about, at the first attempt, and no forbidden one; established flows go on
+// without a reset or a lost datagram, and what policy has cut stays cut.
 func TestUpdate(t *testing.T) {
 	n, c := install(t)
-	isolate(t, c)
+	n.echo(t)
 	ds, err := c.client.AppsV1().DaemonSets("firstpacket").Get(t.Context(), "firstpacket", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -45,11 +48,19 @@ func TestUpdate(t *testing.T) {
 		return k, cmd, said
 	}
 	_, old, oldSaid := begin("old")
-	traffic := n.talk()
+	cut := n.open(t, probe.TCP, forbidden)
+	isolate(t, c)
+	eventually(t, "the policy in force", func() bool {
+		s := n.status(t)
+		return s.Policies == 1 && s.Settled == s.Generation
+	})
+	traffic, flows := n.talk(), n.hold(t, cut)
 	for traffic.made() < 20 {
 		time.Sleep(10 * time.Millisecond)
 	}
+	flows.waitMore(t)
 	k, next, nextSaid := begin("new")
+	flows.waitMore(t)
 	before := traffic.made()
 	if err := stop(old); err != nil {
 		t.Errorf("the old agent ends with %v: %s", err, oldSaid())
@@ -60,6 +71,8 @@ func TestUpdate(t *testing.T) {
 	for traffic.made() < before+20 {
 		time.Sleep(10 * time.Millisecond)
 	}
+	flows.waitMore(t)
+	flows.end(t)
 	failed, passed := traffic.end()
 	if failed > 0 || passed > 0 {
 		t.Errorf("%d of %d allowed connections failed, %d forbidden ones came about; new agent: %s", failed, traffic.made(),
