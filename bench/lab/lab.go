@@ -25,15 +25,6 @@ import (
 	"github.com/firstpacket/firstpacket/bench/lab/topology"
 )
 
-// Main runs a package's tests inside a network namespace of their own and ends the process. See ns.Enter.
-func Main(m interface{ Run() int }) {
-	if err := ns.Enter(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
-
 // Options say what kind of lab to make. The zero value is a cluster without agents.
 type Options struct {
 	// Dir is where the completed manifests are kept; empty makes a temporary directory that Close removes, or after a
