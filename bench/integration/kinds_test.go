@@ -28,12 +28,16 @@ var (
 	adminPolicies = schema.GroupVersionResource{
 		Group: "policy.networking.k8s.io", Version: "v1alpha1", Resource: "adminnetworkpolicies",
 	}
+	baselinePolicies = schema.GroupVersionResource{
+		Group: "policy.networking.k8s.io", Version: "v1alpha1", Resource: "baselineadminnetworkpolicies",
+	}
 	alphaPolicies = alpha.GroupVersion.WithResource(alpha.Resource)
 )
 
 var dialects = map[schema.GroupVersionResource]rule.Dialect{
 	clusterPolicies: rule.ClusterNetworkPolicy, adminPolicies: rule.AdminNetworkPolicy,
-	alphaPolicies: rule.AlphaNetworkPolicy,
+	baselinePolicies: rule.BaselineAdminNetworkPolicy,
+	alphaPolicies:    rule.AlphaNetworkPolicy,
 }
 
 // adminDefinition is a definition of AdminNetworkPolicy as an old cluster may have it, which checks nothing: the API
@@ -76,6 +80,11 @@ spec:
                     observedGeneration: {type: integer}
                     lastTransitionTime: {type: string, format: date-time}
 `
+
+// baselineDefinition is the same for BaselineAdminNetworkPolicy.
+var baselineDefinition = strings.NewReplacer(
+	"AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "adminnetworkpolic", "baselineadminnetworkpolic",
+).Replace(adminDefinition)
 
 // upstreamDefinition is the definition of ClusterNetworkPolicy that the API publishes.
 func upstreamDefinition() (string, error) {

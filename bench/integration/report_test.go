@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 	"github.com/firstpacket/firstpacket/bench/lab/shop"
@@ -34,7 +35,7 @@ func reporting(t *testing.T) *cluster {
 	args := []string{
 		"--report-policies", "--lease-namespace", "default", "--lease-duration", "2s", "--pod-events",
 	}
-	kinds := []string{upstream, adminDefinition, string(crds.AlphaNetworkPolicy)}
+	kinds := []string{upstream, adminDefinition, baselineDefinition, string(crds.AlphaNetworkPolicy)}
 	return newClusterWith(t, args, kinds, objects...)
 }
 
@@ -153,6 +154,21 @@ spec:
   priority: 3
   subject: {namespaces: {matchLabels: {none: such}}}
   egress: [{action: Deny, to: [{networks: [10.0.0.0/33]}]}]`
+	goodAdminPolicy = `
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: right}
+spec:
+  priority: 4
+  subject: {namespaces: {matchLabels: {none: such}}}
+  egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}]}]`
+	badBaselinePolicy = `
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: BaselineAdminNetworkPolicy
+metadata: {name: default}
+spec:
+  subject: {namespaces: {matchLabels: {none: such}}}
+  egress: [{action: Pass, to: [{networks: [10.0.0.0/8]}]}]`
 	badAlphaPolicy = `
 apiVersion: net.alpha.kubernetes.io/v1alpha1
 kind: NetworkPolicy
@@ -166,6 +182,8 @@ func TestReports(t *testing.T) {
 	c.create(clusterPolicies, goodClusterPolicy)
 	c.create(clusterPolicies, badClusterPolicy)
 	c.create(adminPolicies, badAdminPolicy)
+	c.create(adminPolicies, goodAdminPolicy)
+	c.create(baselinePolicies, badBaselinePolicy)
 	c.create(alphaPolicies, badAlphaPolicy)
 	good, _ := c.conditionOf(clusterPolicies, "good", report.ReasonEnforced)
 	if good.Status != metav1.ConditionTrue {
@@ -179,6 +197,21 @@ func TestReports(t *testing.T) {
 	if wrong.Status != metav1.ConditionFalse || !strings.Contains(wrong.Message, "10.0.0.0/33") {
 		t.Errorf("condition %+v", wrong)
 	}
+	if right, _ := c.conditionOf(adminPolicies, "right", report.ReasonEnforced); right.Status != metav1.ConditionTrue {
+		t.Errorf("condition %+v", right)
+	}
+	// The baseline has no Pass; once that is put right, the condition is another one.
+	baseline, _ := c.conditionOf(baselinePolicies, "default", report.ReasonInvalid)
+	if baseline.Status != metav1.ConditionFalse || !strings.Contains(baseline.Message, `"Pass"`) {
+		t.Errorf("condition %+v", baseline)
+	}
+	put, err := c.dynamic.Resource(baselinePolicies).Patch(t.Context(), "default", types.MergePatchType,
+		[]byte(`{"spec": {"egress": [{"action": "Deny", "to": [{"networks": ["10.0.0.0/8"]}]}]}}`), metav1.PatchOptions{})
+	c.must(err)
+	mended, _ := c.conditionOf(baselinePolicies, "default", report.ReasonEnforced)
+	if mended.Status != metav1.ConditionTrue || mended.ObservedGeneration != put.GetGeneration() {
+		t.Errorf("condition %+v of generation %d", mended, put.GetGeneration())
+	}
 	// Namespaced by name, uid and the object's own namespace, so that kubectl describe shows it.
 	both, err := c.dynamic.Resource(alphaPolicies).Namespace("monitoring").Get(t.Context(), "both", metav1.GetOptions{})
 	c.must(err)
@@ -187,7 +220,9 @@ func TestReports(t *testing.T) {
 		!strings.Contains(e.Note, "spec.allowIncoming") {
 		t.Errorf("event %+v", e)
 	}
-	for kind, name := range map[string]string{"ClusterNetworkPolicy": "bad", "AdminNetworkPolicy": "wrong"} {
+	for kind, name := range map[string]string{
+		"ClusterNetworkPolicy": "bad", "AdminNetworkPolicy": "wrong", "BaselineAdminNetworkPolicy": "default",
+	} {
 		if e := c.event(kind, name, report.EventPolicyInvalid); e.Namespace != "default" {
 			t.Errorf("event %+v", e)
 		}
