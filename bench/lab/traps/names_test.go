@@ -243,6 +243,64 @@ func TestForgedAnswers(t *testing.T) {
 	})
 }
 
+// worldResolves lets the clients ask a DNS server outside of the cluster.
+const worldResolves = `
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: resolver}
+spec:
+  tier: Admin
+  priority: 9
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: client}}}}
+  egress:
+  - action: Accept
+    to: [{networks: [203.0.113.7/32, "2001:db8::7/128"]}]
+    protocols: [{udp: {destinationPort: {number: 53}}}, {tcp: {destinationPort: {number: 53}}}]
+`
+
+// TestServersOutside: a server that a pod may ask is believed only if it is one of the cluster's or was named.
+func TestServersOutside(t *testing.T) {
+	for _, named := range []bool{false, true} {
+		t.Run(fmt.Sprintf("named %t", named), func(t *testing.T) {
+			t.Parallel()
+			opts := lab.Options{}
+			if named {
+				opts.AgentArgs = []string{"--dns-server", "203.0.113.7", "--dns-server", "[2001:db8::7]:53"}
+			}
+			b := newNamesBed(t, "two", opts)
+			b.apply(worldResolves)
+			server, err := dns.Serve(b.place("outside/world").NS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := server.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			server.Set(zone()...)
+			for i, name := range []string{"www.example.com", "large.example.com"} { // over UDP, and over TCP too
+				v6 := i == 1
+				at := netip.AddrPortFrom(worldAt(v6).Addr(), dns.Port)
+				addrs, err := dns.Resolve(dns.Question{
+					From: b.place("client").NS, To: at, Name: name, V6: v6, Wait: patience,
+				})
+				if err != nil || len(addrs) != 1 || addrs[0] != at.Addr() {
+					t.Fatalf("%s at %v: %v, %v", name, at, addrs, err)
+				}
+				if named {
+					b.reaches("client", worldAt(v6), probe.TCP)
+				} else {
+					b.denied("client", worldAt(v6), probe.TCP)
+				}
+			}
+			if n := b.messages("answer"); (n > 0) != named {
+				t.Errorf("%v answers were read", n)
+			}
+		})
+	}
+}
+
 func answer(t *testing.T, id uint16, name string, addr netip.Addr) []byte {
 	t.Helper()
 	n := dnsmessage.MustNewName(name + ".")
