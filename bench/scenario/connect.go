@@ -25,6 +25,9 @@ func chainsName(policies int) string { return fmt.Sprintf("a chain for each of %
 // crowd is the number of pods around the stage where that is not what is varied.
 const crowd = 100
 
+// maxCached is how many connections of one tuple a round has at most: about half of the client's ports.
+const maxCached = 30000
+
 // connections/s is the unit of rates.
 const connectionRate = "connections/s"
 
@@ -55,7 +58,7 @@ func (s *Suite) openStaticFor(proto uint8, t load.Tuples) (*contender, error) {
 func (s *Suite) cached(c *contender, clients int) *entry {
 	return &entry{contender: c, warm: 1, job: load.Job{
 		Kind: load.Connect, Clients: clients, Tuples: cachedTuple(), Want: load.Accepted,
-		Duration: s.turn(), Limit: pick(s, 30000, 30000, 20),
+		Duration: s.turn(), Limit: maxCached,
 	}}
 }
 
@@ -64,7 +67,7 @@ func (s *Suite) uncached(c *contender, clients int) *entry {
 	t := allTuples()
 	e := &entry{contender: c, fresh: true, job: load.Job{
 		Kind: load.Connect, Clients: clients, Tuples: t, Want: load.Accepted,
-		Duration: s.turn(), Limit: pick(s, t.Count()/2, t.Count()/2, 20),
+		Duration: s.askingTurn(), Limit: t.Count() / 2,
 	}}
 	if c.queued != nil {
 		e.asks = 1
@@ -126,7 +129,7 @@ func (s *Suite) connectsOf(
 	if !s.cfg.Quick { // the ceiling of the load generator itself
 		others = append(others, s.cached(free, clients))
 	}
-	if err := s.compare(ctx, pick(s, pace{10, 15}, pace{5, 14}, pace{1, 2}), append(entries, others...)...); err != nil {
+	if err := s.compare(ctx, pick(s, pace{10, 15}, pace{4, 14}, pace{1, 2}), append(entries, others...)...); err != nil {
 		return err
 	}
 	r := against("cached_tcp"+suffix, "new connections of a cached tuple, "+title, connectionRate, o, p, others...)
@@ -139,7 +142,7 @@ func (s *Suite) connectsOf(
 		e := s.uncached(c, clients)
 		entries, others = append(entries, e), append(others, e)
 	}
-	if err := s.compare(ctx, pick(s, pace{10, 15}, pace{3, 11}, pace{1, 2}), entries...); err != nil {
+	if err := s.compare(ctx, pick(s, pace{5, 3}, pace{4, 3}, pace{1, 2}), entries...); err != nil {
 		return err
 	}
 	r = against("uncached_tcp"+suffix, "new connections, each of a new tuple, "+title, connectionRate, o, l, others...)
@@ -201,7 +204,7 @@ func (s *Suite) policiesOf(ctx context.Context, n int) error {
 		}
 		others = append(others, s.uncached(chains, 1))
 	}
-	speed := pick(s, pace{6, 15}, pace{3, 10}, pace{1, 2})
+	speed := pick(s, pace{3, 3}, pace{1, 3}, pace{1, 2})
 	if err := s.compare(ctx, speed, append(entries, others...)...); err != nil {
 		return err
 	}

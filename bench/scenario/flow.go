@@ -21,7 +21,7 @@ func (s *Suite) throughput(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	speed := pick(s, pace{8, 15}, pace{4, 14}, pace{1, 2})
+	speed := pick(s, pace{8, 15}, pace{4, 10}, pace{1, 2})
 	for _, flows := range pick(s, []int{1, 8}, []int{1}, []int{2}) {
 		f, o := s.stream(free, flows), s.stream(ours, flows)
 		if err := s.compare(ctx, speed, f, o); err != nil {
@@ -54,7 +54,7 @@ func several(flows int) string {
 
 func (s *Suite) stream(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Bytes) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(50), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(50, 50), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.SinkPort, Ports: 1,
 	}}
 	e.after = func(r *load.Result) error {
@@ -72,7 +72,7 @@ func (s *Suite) stream(c *contender, flows int) *entry {
 
 func (s *Suite) packets(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Packets) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(50), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(50, 50), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.DropPort, Ports: 1,
 	}}
 	var start uint64
@@ -113,14 +113,14 @@ func (s *Suite) udp(ctx context.Context) error {
 		return err
 	}
 	const unit = "requests/s"
-	speed := pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
+	asking, speed := pick(s, pace{11, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
 	for _, parallel := range []int{1, 2} {
 		name, title := "udp", "UDP requests and answers"
 		if parallel > 1 {
 			name, title = "dns_burst", "two UDP requests at once from one socket, as resolvers send them"
 		}
 		f, l, o := s.request(free, parallel), s.request(loop, parallel), s.request(ours, parallel)
-		if err := s.compare(ctx, speed, l, o, f); err != nil {
+		if err := s.compare(ctx, asking, l, o, f); err != nil {
 			return err
 		}
 		r := against("uncached_"+name, title+", each of a new tuple", unit, o, l, f)
@@ -128,7 +128,7 @@ func (s *Suite) udp(ctx context.Context) error {
 		s.add(r, 0, false)
 		p, o := s.request(plain, parallel), s.request(ours, parallel)
 		for _, e := range []*entry{p, o} {
-			e.job.Tuples, e.asks, e.warm = udpCached(), 0, 1
+			e.job.Tuples, e.job.Duration, e.job.Limit, e.asks, e.warm = udpCached(), s.turn(), maxCached, 0, 1
 		}
 		if err := s.compare(ctx, speed, p, o); err != nil {
 			return err
@@ -150,7 +150,7 @@ func (s *Suite) request(c *contender, parallel int) *entry {
 	t := load.Tuples{Sources: world.ClientAddrs(), Targets: world.ServerAddrs(), Port: load.UDPPort, Ports: load.UDPPorts}
 	e := &entry{contender: c, job: load.Job{
 		Kind: load.Request, Parallel: parallel, Tuples: t, Want: load.Accepted,
-		Duration: s.turn(), Limit: pick(s, t.Count(), t.Count(), 20),
+		Duration: s.askingTurn(), Limit: t.Count(),
 	}}
 	if c.queued != nil {
 		e.asks = 1
@@ -169,9 +169,9 @@ func (s *Suite) denied(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	speed := pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
+	asking, speed := pick(s, pace{11, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
 	p, fresh := s.refusal(plain, false), s.refusal(ours, false)
-	if err := s.compare(ctx, speed, p, fresh); err != nil {
+	if err := s.compare(ctx, asking, p, fresh); err != nil {
 		return err
 	}
 	const checked = "Every connection was refused, and none reached the server; " +
@@ -210,12 +210,13 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 	t := load.Tuples{Targets: world.ServerAddrs(), Port: load.TCPPort, Ports: load.TCPPorts}
 	e := &entry{contender: c, worker: c.noise}
 	e.job = load.Job{
-		Kind: load.Connect, Want: load.Refused, Duration: s.turn(),
-		Limit: pick(s, t.Count(), t.Count(), 20), Tuples: t,
+		Kind: load.Connect, Want: load.Refused, Duration: s.askingTurn(),
+		Limit: t.Count(), Tuples: t,
 	}
 	switch {
 	case cached:
-		e.warm, e.job.Tuples.Targets, e.job.Tuples.Ports, e.job.Limit = 1, t.Targets[:1], 1, 30000
+		e.warm, e.job.Tuples.Targets, e.job.Tuples.Ports = 1, t.Targets[:1], 1
+		e.job.Duration, e.job.Limit = s.turn(), maxCached
 	case c.queued != nil:
 		e.asks = 1
 	}
@@ -226,7 +227,7 @@ func (s *Suite) refusal(c *contender, cached bool) *entry {
 func (s *Suite) fire(c *contender) *entry {
 	e := &entry{contender: c, worker: c.noise, warm: 1}
 	e.job = load.Job{
-		Kind: load.Fire, Duration: s.turn(), Limit: pick(s, 20000, 20000, 20),
+		Kind: load.Fire, Duration: s.turn(), Limit: 20000,
 		Tuples: load.Tuples{Targets: world.ServerAddrs()[:1], Port: load.TCPPort, Ports: 1},
 	}
 	var refused uint64
@@ -301,7 +302,7 @@ const (
 // leaves, unless that is nil.
 func (s *Suite) paced(e *entry, flooded *float64) *entry {
 	e.job.Rate = 2000
-	e.job.Duration = s.lasting(1000)
+	e.job.Duration = s.lasting(1000, 300)
 	e.rate = func(r *load.Result) float64 { return float64(r.Latency.Quantile(0.99)) / float64(time.Microsecond) }
 	done := make(chan error, 1)
 	if flooded != nil {

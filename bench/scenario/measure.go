@@ -115,7 +115,7 @@ func turn(e *entry) error {
 	}
 	if job.Limit > 0 {
 		if job.Limit -= e.total.Begun; job.Limit <= 0 {
-			return nil
+			return fmt.Errorf("a round has more turns than %d connections allow", e.job.Limit)
 		}
 	}
 	r, err := e.worker.Do(job)

@@ -140,12 +140,15 @@ func (s *Suite) add(r report.Result, target float64, atMost bool) {
 	s.logf("  %-28s %s", r.Name, r.Summary())
 }
 
-// turn is how long an entry's turn is.
-func (s *Suite) turn() time.Duration { return s.lasting(30) }
+// turn is how long an entry's turn is where the kernel alone does the work.
+func (s *Suite) turn() time.Duration { return s.lasting(30, 30) }
 
-// lasting is a time in milliseconds, except in tests.
-func (s *Suite) lasting(ms int64) time.Duration {
-	return time.Duration(pick(s, ms, ms, 20)) * time.Millisecond
+// askingTurn is the same where userspace is asked: long enough for the scheduler to settle on who runs where.
+func (s *Suite) askingTurn() time.Duration { return s.lasting(300, 120) }
+
+// lasting is a time in milliseconds, of the kind of run.
+func (s *Suite) lasting(full, quick int64) time.Duration {
+	return time.Duration(pick(s, full, quick, 20)) * time.Millisecond
 }
 
 // pick takes the number for the kind of run.
