@@ -63,7 +63,7 @@ test: test-servers build ## Run all tests, with real packets and a real API serv
 	exit $$status
 
 .PHONY: test-deploy
-test-deploy: need-go ## Run the tests of the chart, the image and the alert rules (a module of its own)
+test-deploy: build ## Run the tests of the chart, the image, the alert rules and the dashboard (a module of its own)
 	@$(GO) test -C deploy/build -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-page

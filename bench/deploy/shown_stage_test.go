@@ -237,7 +237,8 @@ func (s *stage) home() {
 	}
 	s.words = strings.NewReplacer(
 		"REGISTRY", "127.0.0.1:5000", "POD", "$(kubectl -n firstpacket get pods -o name | head -n 1)",
-		`"$(hostname)"`, nodeName, "worker-7", nodeName, "/path/to/kubeconfig", agent, "/etc/kubernetes/admin.conf", s.c.Kubeconfig(),
+		`"$(hostname)"`, nodeName, "worker-7", nodeName,
+		"/path/to/kubeconfig", agent, "/etc/kubernetes/admin.conf", s.c.Kubeconfig(),
 		"/tmp/shop", filepath.Join(home, "shop"), "TOPIC/NAME", "ipblock/except", "FILE", "policies.yaml",
 	)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -14,11 +13,12 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
-var promql = parser.NewParser(parser.Options{})
+// promqlParser reads expressions as Prometheus does by default.
+var promqlParser = parser.NewParser(parser.Options{})
 
 // TestAlerts checks the rules as `promtool check rules` does, and that each says what to do.
 func TestAlerts(t *testing.T) {
-	groups, errs := rulefmt.ParseFile("../alerts/firstpacket.yaml", false, model.UTF8Validation, promql,
+	groups, errs := rulefmt.ParseFile("../alerts/firstpacket.yaml", false, model.UTF8Validation, promqlParser,
 		slog.New(slog.DiscardHandler))
 	for _, err := range errs {
 		t.Error(err)
@@ -50,24 +50,29 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// TestDashboardQueries parses every query of the dashboard, with Grafana's variables filled in.
-func TestDashboardQueries(t *testing.T) {
+// panel is a part of the dashboard.
+type panel struct {
+	Type, Title, Description string
+	Targets                  []struct{ Expr string }
+}
+
+func dashboard(t *testing.T) []panel {
+	t.Helper()
 	b, err := os.ReadFile("../dashboards/firstpacket.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var dashboard struct {
-		Panels []struct {
-			Type, Title, Description string
-			Targets                  []struct{ Expr string }
-		}
-	}
-	if err := json.Unmarshal(b, &dashboard); err != nil {
+	var board struct{ Panels []panel }
+	if err := json.Unmarshal(b, &board); err != nil {
 		t.Fatal(err)
 	}
-	variables := regexp.MustCompile(`\$(__rate_interval|[a-z]+)`)
+	return board.Panels
+}
+
+// TestDashboardQueries parses every query of the dashboard, with Grafana's variables filled in.
+func TestDashboardQueries(t *testing.T) {
 	queries := 0
-	for _, p := range dashboard.Panels {
+	for _, p := range dashboard(t) {
 		if p.Type == "row" {
 			continue
 		}
@@ -76,9 +81,8 @@ func TestDashboardQueries(t *testing.T) {
 		}
 		for _, target := range p.Targets {
 			queries++
-			filled := variables.ReplaceAllString(target.Expr, "5m")
-			if _, err := promql.ParseExpr(filled); err != nil {
-				t.Error(fmt.Errorf("panel %q: %s: %w", p.Title, filled, err))
+			if _, err := promqlParser.ParseExpr(fill(target.Expr)); err != nil {
+				t.Error(fmt.Errorf("panel %q: %s: %w", p.Title, fill(target.Expr), err))
 			}
 		}
 	}
