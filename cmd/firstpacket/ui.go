@@ -100,7 +100,7 @@ func (o *uiOptions) live(
 	if err != nil {
 		return page.Config{}, err
 	}
-	watch := &fleet.Watch{Find: o.agents.find, Flows: hub}
+	watch := &fleet.Watch{Find: o.agents.find, Publish: hub.Publish}
 	group.Go(func() error { watch.Run(ctx); return nil })
 	cfg := page.Config{
 		Title: fmt.Sprintf("%d agents", len(agents)), Flows: hub, Traffic: watch.Traffic, Agents: watch.Agents,

@@ -24,7 +24,10 @@ import (
 	"github.com/firstpacket/firstpacket/proxy/traffic"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// See create: it ends by itself, later.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/moby/spdystream.(*Stream).WaitTimeout"))
+}
 
 // serve answers as an agent does, on a unix socket.
 func serve(t *testing.T, path string, hub *flowstream.Hub) *httptest.Server {
@@ -99,13 +102,14 @@ func TestWatch(t *testing.T) {
 	defer s.CloseClientConnections()
 	hub.Publish([]byte("one\n"))
 	var fail atomic.Bool
-	w := &Watch{Flows: flowstream.NewHub(0, 0), Find: func(context.Context) ([]*Agent, error) {
+	flows := flowstream.NewHub(0, 0)
+	w := &Watch{Publish: flows.Publish, Find: func(context.Context) ([]*Agent, error) {
 		if fail.Load() {
 			return nil, errors.New("no list")
 		}
 		return []*Agent{At("unix:" + path), At("127.0.0.1:1")}, nil
 	}}
-	sub := w.Flows.Subscribe(flowstream.Request{Recent: -1, Follow: true}, nil)
+	sub := flows.Subscribe(flowstream.Request{Recent: -1, Follow: true}, nil)
 	defer sub.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -128,6 +132,62 @@ func TestWatch(t *testing.T) {
 	w.take(ctx, nil, found, err)
 	if agents := w.Agents(ctx); len(agents) != 3 || !strings.Contains(agents[2].NotReady, "no list") {
 		t.Errorf("agents %+v", agents)
+	}
+}
+
+// TestReplacedAgents: an update puts another pod in the place of an agent's, and nodes come; their flows are followed,
+// and it is told.
+func TestReplacedAgents(t *testing.T) {
+	dir := t.TempDir()
+	agentOf := func(node, pod string) *Agent {
+		a := At("unix:" + filepath.Join(dir, pod))
+		a.Name, a.Pod = node, "firstpacket/"+pod
+		return a
+	}
+	hubs := map[string]*flowstream.Hub{}
+	for _, pod := range []string{"old", "new", "other"} {
+		hubs[pod] = flowstream.NewHub(0, 0)
+		s := serve(t, filepath.Join(dir, pod), hubs[pod])
+		defer s.Close()
+		defer s.CloseClientConnections()
+	}
+	var updated atomic.Bool
+	lines, told := make(chan string, 10), make(chan string, 10)
+	w := &Watch{
+		interval: time.Millisecond, Publish: func(line []byte) { lines <- string(line) },
+		Report: func(a *Agent, err error) {
+			if err == nil {
+				told <- a.Pod
+			}
+		},
+		Find: func(context.Context) ([]*Agent, error) {
+			if updated.Load() {
+				return []*Agent{agentOf("node-a", "new"), agentOf("node-b", "other")}, nil
+			}
+			return []*Agent{agentOf("node-a", "old")}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	hubs["old"].Publish([]byte("one\n"))
+	if line := <-lines; line != "one\n" {
+		t.Errorf("line %q", line)
+	}
+	hubs["new"].Publish([]byte("two\n")) // before anybody knows of it
+	updated.Store(true)
+	if line := <-lines; line != "two\n" {
+		t.Errorf("line %q", line)
+	}
+	for _, want := range []string{"firstpacket/new", "firstpacket/other"} {
+		if pod := <-told; pod != want {
+			t.Errorf("told of %s, want %s", pod, want)
+		}
+	}
+	hubs["other"].Publish([]byte("three\n"))
+	if line := <-lines; line != "three\n" {
+		t.Errorf("line %q", line)
 	}
 }
 

@@ -81,20 +81,43 @@ func (f *forwarder) open() (net.Conn, error) {
 	headers.Set(corev1.PortHeader, f.port)
 	headers.Set(corev1.PortForwardRequestIDHeader, strconv.Itoa(f.requests))
 	f.requests++
-	failure, err := f.conn.CreateStream(headers)
+	failure, err := create(f.conn, headers.Clone())
 	if err != nil {
 		return nil, f.broken(err)
 	}
 	// Nothing is written to it.
 	_ = failure.Close()
 	headers.Set(corev1.StreamType, corev1.StreamTypeData)
-	data, err := f.conn.CreateStream(headers)
+	data, err := create(f.conn, headers)
 	if err != nil {
 		return nil, f.broken(err)
 	}
 	s := &stream{Stream: data, streams: f.conn, failure: failure, said: make(chan error, 1)}
 	go s.listen()
 	return s, nil
+}
+
+// errLost is returned when the connection to the API server ends while a stream is made.
+var errLost = errors.New("the connection to the API server is lost")
+
+// create makes a stream. The library goes on waiting for the reply of a server that is gone, for half a minute; nobody
+// else has to.
+func create(conn httpstream.Connection, headers http.Header) (httpstream.Stream, error) {
+	type result struct {
+		stream httpstream.Stream
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		s, err := conn.CreateStream(headers)
+		done <- result{s, err}
+	}()
+	select {
+	case r := <-done:
+		return r.stream, r.err
+	case <-conn.CloseChan():
+		return nil, errLost
+	}
 }
 
 // broken has the next connection made over a new one to the API server. Called with mu held.
@@ -133,6 +156,9 @@ func (f *forwarder) close() {
 // errForward is what the kubelet said of a connection that it could not make.
 var errForward = errors.New("the node could not reach the agent")
 
+// lastWords is how long the end of a connection waits for its reason.
+const lastWords = time.Second
+
 // stream is a connection in a stream of data. Deadlines are the business of those who hold it: contexts end requests.
 type stream struct {
 	httpstream.Stream
@@ -157,12 +183,15 @@ func (s *stream) Read(b []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
+	// Both streams end together, but what is told on the other one may come a little later.
+	late := time.NewTimer(lastWords)
+	defer late.Stop()
 	select {
 	case said, ok := <-s.said:
 		if ok {
 			return n, said
 		}
-	default:
+	case <-late.C:
 	}
 	return n, err
 }

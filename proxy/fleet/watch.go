@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	"github.com/firstpacket/firstpacket/proxy/agent"
-	"github.com/firstpacket/firstpacket/proxy/flowstream"
 	"github.com/firstpacket/firstpacket/proxy/page"
 	"github.com/firstpacket/firstpacket/proxy/traffic"
 )
@@ -21,12 +21,18 @@ const (
 	askPatience = 5 * time.Second
 )
 
-// Watch follows a set of agents that may change, for a page.
+// Watch follows a set of agents that may change: nodes come and go, and an update replaces the agents of all of them.
 type Watch struct {
-	// Find lists the agents, which are the watch's to close.
+	// Find lists the agents, which are the watch's to close. It is called again and again.
 	Find func(ctx context.Context) ([]*Agent, error)
-	// Flows receives the denied flows of all agents.
-	Flows *flowstream.Hub
+	// Publish receives the denied flows of all agents, lines with their ends, which are valid during the call only. It is
+	// called by several goroutines.
+	Publish func(line []byte)
+	// Report, if set, is told when an agent cannot be reached, and with nil when it can again or is a new one; without
+	// an agent, when the agents cannot be listed any more. It is called by several goroutines.
+	Report func(a *Agent, err error)
+
+	interval time.Duration // between looks; zero is findInterval
 
 	mu      sync.Mutex
 	members map[string]*member
@@ -42,7 +48,7 @@ type member struct {
 func (w *Watch) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	tick := time.NewTicker(findInterval)
+	tick := time.NewTicker(cmp.Or(w.interval, findInterval))
 	defer tick.Stop()
 	for {
 		agents, err := w.Find(ctx)
@@ -59,11 +65,15 @@ func (w *Watch) Run(ctx context.Context) {
 func (w *Watch) take(ctx context.Context, running *sync.WaitGroup, agents []*Agent, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err != nil && w.err == nil && ctx.Err() == nil {
+		w.report(nil, err)
+	}
 	w.err = err
 	if err != nil {
 		return
 	}
-	if w.members == nil {
+	first := w.members == nil
+	if first {
 		w.members = map[string]*member{}
 	}
 	there := map[string]bool{}
@@ -73,6 +83,9 @@ func (w *Watch) take(ctx context.Context, running *sync.WaitGroup, agents []*Age
 		if w.members[key] != nil {
 			a.Close()
 			continue
+		}
+		if !first {
+			w.report(a, nil)
 		}
 		own, stop := context.WithCancel(ctx)
 		w.members[key] = &member{agent: a, stop: stop}
@@ -89,12 +102,18 @@ func (w *Watch) take(ctx context.Context, running *sync.WaitGroup, agents []*Age
 	}
 }
 
-// follow publishes one agent's denied flows. That it cannot be reached shows in what Agents says.
+func (w *Watch) report(a *Agent, err error) {
+	if w.Report != nil {
+		w.Report(a, err)
+	}
+}
+
+// follow publishes one agent's denied flows.
 func (w *Watch) follow(ctx context.Context, a *Agent) {
-	lines := bufio.NewScanner(a.Follow(ctx, func(error) {}))
+	lines := bufio.NewScanner(a.Follow(ctx, func(err error) { w.report(a, err) }))
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
-		w.Flows.Publish(append(lines.Bytes(), '\n'))
+		w.Publish(append(lines.Bytes(), '\n'))
 	}
 }
 

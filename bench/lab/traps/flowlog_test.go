@@ -47,7 +47,7 @@ spec:
   ingress: [{ports: [{port: 81}]}]
 `
 
-// TestFlowLog has agents write lines of every kind, and holds what they write, and what 'firstpacket flows' makes of it,
+// TestFlowLog has agents write lines of every kind. What they write, and what 'firstpacket flows' makes of it, is held
 // to the schema.
 func TestFlowLog(t *testing.T) {
 	compiler := jsonschema.NewCompiler()
