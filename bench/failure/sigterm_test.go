@@ -42,7 +42,9 @@ func TestEndAtAnyMoment(t *testing.T) {
 		}
 		return n
 	}
-	for i := range 30 {
+	round := func(i int) {
+		ctx, cancel := b.ctx()
+		defer cancel()
 		before := started()
 		b.must(a.Start())
 		eventually(t, "the agent starts", func() bool { return started() > before })
@@ -54,6 +56,9 @@ func TestEndAtAnyMoment(t *testing.T) {
 			t.Errorf("stopped %d ms after its start: %v", i*5, err)
 		}
 	}
+	for i := range 30 {
+		round(i)
+	}
 	close(done)
 	<-changed
 	for _, line := range a.Output().Lines() {
@@ -61,6 +66,8 @@ func TestEndAtAnyMoment(t *testing.T) {
 			t.Errorf("it said: %s", line)
 		}
 	}
+	ctx, cancel = b.ctx()
+	defer cancel()
 	b.must(b.Start(ctx, "one"))
 	b.asBefore()
 }
