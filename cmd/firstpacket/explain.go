@@ -51,6 +51,9 @@ Exit status: 0 allowed, 3 denied (if several flows or agents are asked: by any o
 	f.StringVarP(&q.Port, "port", "p", "", "destination port, with its protocol unless that is TCP")
 	asked.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if q.From == "" || q.To == "" || q.Port == "" { // said before anybody is asked
+			return errUsage{errNoQuestion}
+		}
 		var verdict engine.Action
 		var err error
 		if asked.given() {
@@ -72,6 +75,8 @@ Exit status: 0 allowed, 3 denied (if several flows or agents are asked: by any o
 	}
 	return cmd
 }
+
+var errNoQuestion = errors.New("--from, --to and --port are needed: who connects, to whom, and where, like 80/TCP")
 
 func explainHere(
 	cmd *cobra.Command, flags *clusterflags.Flags, q explain.Question, output string,

@@ -35,7 +35,7 @@ func run(program string, args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(asPlugin(root, program, args))
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var usage errUsage
 	switch {
 	case err == nil:
@@ -43,7 +43,7 @@ func run(program string, args []string) int {
 	case errors.Is(err, errNo):
 		return exitNo
 	case errors.As(err, &usage):
-		fmt.Fprintf(os.Stderr, "firstpacket: %v\nRun '%s --help' for usage.\n", err, root.DisplayName())
+		fmt.Fprintf(os.Stderr, "firstpacket: %v\nRun '%s --help' for usage.\n", err, cmd.CommandPath())
 		return exitUsage
 	default:
 		fmt.Fprintf(os.Stderr, "firstpacket: %v\n", err)

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/firstpacket/firstpacket/classify/endpoint"
@@ -282,12 +283,31 @@ func (q *question) matchesPort(r *rule.Rule) (bool, string) {
 	var list []string
 	for i := range r.Ports {
 		if q.lane != laneOther && r.Ports[i].Matches(q.proto, q.port, q.ports) {
-			return true, fmt.Sprintf("port %d is in %s", q.port, r.Ports[i].String())
+			return true, fmt.Sprintf("port %d is in %s", q.port, q.portText(&r.Ports[i]))
 		}
-		list = append(list, r.Ports[i].String())
+		list = append(list, q.portText(&r.Ports[i]))
 	}
 	if q.lane == laneOther {
 		return false, "the rule has ports and the packet has none that are known"
 	}
 	return false, fmt.Sprintf("port %d/%s is not in %s", q.port, rule.ProtoName(q.proto), strings.Join(list, ", "))
+}
+
+// portText is a rule's port, a name with what it stands for at the destination.
+func (q *question) portText(p *rule.Port) string {
+	if p.Name == "" {
+		return p.String()
+	}
+	var numbers []string
+	if q.ports != nil {
+		for _, n := range q.ports.List {
+			if n.Name == p.Name && (p.Proto == 0 || p.Proto == n.Proto) {
+				numbers = append(numbers, strconv.Itoa(int(n.Port)))
+			}
+		}
+	}
+	if numbers == nil {
+		return p.String() + " (the destination has none of that name)"
+	}
+	return p.String() + " (" + strings.Join(numbers, ", ") + ")"
 }
