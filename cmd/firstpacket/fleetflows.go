@@ -103,7 +103,8 @@ func (o *flowsOptions) followFleet(
 		defer w.Close()
 		watch.Run(ctx)
 	})
-	st, err := flowread.Follow([]flowread.Source{{Name: "agents", Reader: r}}, o.filter, o.sink(cmd), func() {
+	all := []flowread.Source{{Name: "agents", Reader: r}}
+	st, err := flowread.Follow(all, o.filter, o.sink(cmd), flowread.Window, func() {
 		cancel()
 		r.Close()
 	})

@@ -113,7 +113,11 @@ func (o *flowsOptions) run(cmd *cobra.Command) error {
 	sink := o.sink(cmd)
 	var st flowread.Stats
 	if o.follow {
-		st, err = flowread.Follow(sources, o.filter, sink, cancel)
+		var window time.Duration
+		if len(sources) > 1 {
+			window = flowread.Window
+		}
+		st, err = flowread.Follow(sources, o.filter, sink, window, cancel)
 	} else {
 		st, err = flowread.Merge(sources, o.filter, sink)
 	}

@@ -163,7 +163,7 @@ func (o *uiOptions) manifests(
 		sources = append(sources, flowread.Source{Name: name, Reader: r})
 	}
 	group.Go(func() error {
-		_, err := flowread.Follow(sources, flowread.Filter{}, &publisher{hub, &denials}, func() {})
+		_, err := flowread.Follow(sources, flowread.Filter{}, &publisher{hub, &denials}, 0, func() {})
 		return err
 	})
 	return page.Config{

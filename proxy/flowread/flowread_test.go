@@ -97,7 +97,7 @@ func TestMergeIsInOrderAndCountsWhatItCannotRead(t *testing.T) {
 	broken := errors.New("broken")
 	for _, read := range []func(s Source) error{
 		func(s Source) error { _, err := Merge([]Source{s}, Filter{}, &got); return err },
-		func(s Source) error { _, err := Follow([]Source{s}, Filter{}, &got, func() {}); return err },
+		func(s Source) error { _, err := Follow([]Source{s}, Filter{}, &got, 0, func() {}); return err },
 	} {
 		if err := read(Source{"bad", iotest.ErrReader(broken)}); !errors.Is(err, broken) ||
 			!strings.Contains(err.Error(), "bad") {
@@ -130,9 +130,51 @@ func TestFollowStopsWithItsSink(t *testing.T) {
 		defer tail.Close()
 		sources = append(sources, Source{path, tail})
 	}
-	if _, err := Follow(sources, Filter{}, failing{}, cancel); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := Follow(sources, Filter{}, failing{}, Window, cancel); !errors.Is(err, io.ErrClosedPipe) {
 		t.Error(err)
 	}
+}
+
+// TestFollowPutsInOrder: what comes within the window is shown by its time, what comes later when it comes.
+func TestFollowPutsInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type step struct {
+			after  time.Duration
+			source int
+			second int
+		}
+		var sources []Source
+		var pipes []*io.PipeWriter
+		for range 2 {
+			r, w := io.Pipe()
+			sources, pipes = append(sources, Source{"pipe", r}), append(pipes, w)
+		}
+		var got seen
+		done := make(chan error)
+		go func() {
+			_, err := Follow(sources, Filter{}, &got, Window, func() {})
+			done <- err
+		}()
+		for _, s := range []step{
+			{0, 0, 2}, {0, 0, 4}, {Window / 3, 1, 1}, {0, 1, 3}, {0, 1, 9}, {2 * Window, 0, 6}, {Window / 8, 1, 5}, {0, 1, 8},
+		} {
+			time.Sleep(s.after)
+			if _, err := io.WriteString(pipes[s.source], line(s.second, "", "", "p")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(Window)
+		synctest.Wait()
+		if d := cmp.Diff([]int{1, 2, 3, 4, 9, 5, 6, 8}, got.list); d != "" {
+			t.Error(d)
+		}
+		for _, w := range pipes {
+			w.Close()
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestTailFollowsGrowthCutsAndRotation(t *testing.T) {
@@ -166,7 +208,7 @@ func TestTailFollowsGrowthCutsAndRotation(t *testing.T) {
 			sink *seen
 		}{{tail, &got}, {late, &gotLate}} {
 			go func() {
-				_, err := Follow([]Source{{path, r.tail}}, Filter{}, r.sink, func() {})
+				_, err := Follow([]Source{{path, r.tail}}, Filter{}, r.sink, 0, func() {})
 				done <- err
 			}()
 		}

@@ -3,11 +3,8 @@ package flowread
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"io"
-	"sync"
 )
 
 // Source is a log to read.
@@ -105,48 +102,4 @@ func Merge(sources []Source, f Filter, sink Sink) (Stats, error) {
 		}
 	}
 	return st, nil
-}
-
-// Follow hands records to the sink as they come, from all sources at once, until all of these have ended or a sink or
-// source fails. Then stop is called, which must bring the sources to their ends.
-func Follow(sources []Source, f Filter, sink Sink, stop func()) (Stats, error) {
-	var (
-		mu    sync.Mutex
-		st    Stats
-		errs  []error
-		group sync.WaitGroup
-	)
-	for _, s := range sources {
-		group.Go(func() {
-			in := newInput(s)
-			for {
-				var own Stats
-				ok, err := in.next(&own)
-				mu.Lock()
-				st.Read += own.Read
-				st.Unreadable += own.Unreadable
-				if ok && errs == nil && f.Matches(in.record) {
-					st.Picked++
-					err = sink.Record(in.line, in.record)
-				}
-				if err != nil {
-					errs = append(errs, err)
-				}
-				failed := errs != nil
-				mu.Unlock()
-				if failed {
-					stop()
-				}
-				if failed || !ok {
-					return
-				}
-			}
-		})
-	}
-	group.Wait()
-	stop()
-	if errors.Is(errors.Join(errs...), context.Canceled) {
-		return st, nil
-	}
-	return st, errors.Join(errs...)
 }
