@@ -127,7 +127,7 @@ func (h *held) due() []arrival {
 
 // all takes everything.
 func (h *held) all() []arrival {
-	ready := append(h.old, h.fresh...)
+	ready := slices.Concat(h.old, h.fresh)
 	slices.SortStableFunc(ready, byTime)
 	return ready
 }

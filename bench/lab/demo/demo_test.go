@@ -82,6 +82,20 @@ func TestShop(t *testing.T) {
 		}
 	}
 
+	bad := filepath.Join(dir, "bad.yaml")
+	const policy = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: bad, namespace: shop}
+spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 1.2.3.4/99}}]}]}
+`
+	if err := os.WriteFile(bad, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "bad.yaml: document 1 (line 1): NetworkPolicy shop/bad: spec.ingress[0].from[0].ipBlock.cidr")
+	if err := os.Remove(bad); err != nil {
+		t.Fatal(err)
+	}
+
 	// Without its own policy the database has nothing but the denial of everything.
 	if err := os.Remove(filepath.Join(dir, "networkpolicy-shop-database.yaml")); err != nil {
 		t.Fatal(err)

@@ -44,6 +44,10 @@ func watch(ctx context.Context, out *printer, l *lab.Lab, tables [2]*matrix.Tabl
 // follow takes one edit over and prints the cells that it changed.
 func follow(ctx context.Context, out *printer, l *lab.Lab, tables *[2]*matrix.Table) error {
 	began := time.Now()
+	// What agents do not take over, they say in their logs; whoever edits looks here.
+	if _, problems := manifests.Load(l.Dir()); len(problems) > 0 {
+		return problems.Err()
+	}
 	changed, err := l.Reload(ctx)
 	if err != nil || !changed {
 		return err
