@@ -33,6 +33,7 @@ type State struct {
 	legacy   map[rule.Dialect]*isolation.Set
 	policies map[rule.Ref]*rule.Policy
 	problems map[rule.Ref][]rule.Problem
+	census   Census
 	cidrs    []netip.Prefix
 }
 
@@ -46,7 +47,7 @@ func NewWith(cfg engine.Config) *State {
 		legacy: map[rule.Dialect]*isolation.Set{
 			rule.AlphaNetworkPolicy: alpha.NewSet(), rule.BetaNetworkPolicy: beta.NewSet(),
 		},
-		policies: map[rule.Ref]*rule.Policy{}, problems: map[rule.Ref][]rule.Problem{},
+		policies: map[rule.Ref]*rule.Policy{}, problems: map[rule.Ref][]rule.Problem{}, census: Census{},
 	}
 }
 
@@ -140,6 +141,7 @@ func (s *State) carry(c isolation.Changes) {
 }
 
 func (s *State) setPolicy(p *rule.Policy) {
+	s.census.replace(s.policies[p.Ref], p)
 	s.policies[p.Ref] = p
 	s.model.SetPolicy(p)
 	if len(p.Problems) > 0 {
@@ -150,6 +152,7 @@ func (s *State) setPolicy(p *rule.Policy) {
 }
 
 func (s *State) deletePolicy(ref rule.Ref) {
+	s.census.replace(s.policies[ref], nil)
 	delete(s.policies, ref)
 	delete(s.problems, ref)
 	s.model.DeletePolicy(ref)
@@ -178,6 +181,9 @@ func (s *State) CheckNode() error {
 
 // Policies are those in force, of all dialects, by name. The map is the state's own and must not be changed.
 func (s *State) Policies() map[rule.Ref]*rule.Policy { return s.policies }
+
+// Census counts the policies in force. It is a copy.
+func (s *State) Census() Census { return maps.Clone(s.census) }
 
 // Problems says what could not be understood of which policy; such a policy fails closed. The map is a copy.
 func (s *State) Problems() map[rule.Ref][]rule.Problem { return maps.Clone(s.problems) }

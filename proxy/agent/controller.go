@@ -72,10 +72,12 @@ type applied struct {
 	PodCIDRs []netip.Prefix
 	// Names is how many addresses each pod has learned under names, by namespace/name.
 	Names map[string]int
-	// Policies, of these by dialect, and Problems describe the policies in it.
+	// Policies, the Census of these, and Problems describe the policies in it.
 	Policies int
-	Dialects map[string]int
+	Census   state.Census
 	Problems map[string][]string
+	// Addresses is how many have an owner: a pod or a node.
+	Addresses int
 	// Err is the last transaction's failure; nil once one succeeded.
 	Err error
 }
@@ -315,14 +317,10 @@ func (c *controller) record(versions map[string]string, s *engine.Snapshot, err 
 	if w := c.reporter.Load(); w != nil {
 		w.Changed()
 	}
-	dialects := map[string]int{}
-	for ref := range c.state.Policies() {
-		dialects[ref.Dialect.String()]++
-	}
 	c.applied = applied{
 		Versions: versions, Snapshot: s, Generation: c.generation, At: time.Now(),
-		Policies: len(c.state.Policies()), Dialects: dialects, Problems: problems, PodCIDRs: c.state.PodCIDRs(),
-		Names: c.state.Names(),
+		Policies: len(c.state.Policies()), Census: c.state.Census(), Problems: problems, PodCIDRs: c.state.PodCIDRs(),
+		Names: c.state.Names(), Addresses: c.state.Index.Counts().Addresses,
 	}
 }
 

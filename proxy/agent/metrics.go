@@ -90,7 +90,7 @@ func (a *agent) measure() metrics.State {
 	s := metrics.State{
 		Generation: applied.Generation, Settled: settled.Generation,
 		Tuples: a.learned.len(), TuplesLimit: a.cfg.cacheSize(), TuplesLost: a.learned.lostCount(),
-		Policies: applied.Policies, PolicyProblems: len(applied.Problems),
+		Policies: applied.Census, PolicyProblems: len(applied.Problems), Addresses: applied.Addresses,
 		Revoked: settled.Revoked, Restored: settled.Restored,
 		Ready:   a.ready() == nil,
 		Objects: map[string]int{}, Failing: map[string]int{}, Failures: map[string]uint64{},

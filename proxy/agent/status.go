@@ -129,10 +129,13 @@ func (a *agent) status() Status {
 		QueueLimit: queue.DefaultMaxLen, Audit: a.cfg.Audit,
 		Generation: applied.Generation, Settled: settled.Generation,
 		Applied: applied.Versions, AppliedAt: applied.At,
-		Policies: applied.Policies, Dialects: applied.Dialects, Problems: applied.Problems, Names: applied.Names,
+		Policies: applied.Policies, Dialects: map[string]int{}, Problems: applied.Problems, Names: applied.Names,
 		Tuples:  a.learned.len(),
 		Revoked: settled.Revoked, Restored: settled.Restored, SettleSeconds: settled.Took.Seconds(),
 		Repairs: a.controller.repairs.Load(), Warnings: a.cfg.Warnings.List(),
+	}
+	for kind, n := range applied.Census {
+		s.Dialects[kind.Dialect.String()] += n
 	}
 	if w := a.controller.reporter.Load(); w != nil {
 		s.Reports = &ReportStatus{Elected: w.Elected(), Written: w.Written()}

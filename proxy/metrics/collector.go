@@ -8,6 +8,7 @@ import (
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/rule"
+	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/queue"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
@@ -39,10 +40,12 @@ type State struct {
 	Generation, Settled uint32
 	Tuples, TuplesLimit int
 	TuplesLost          uint64
-	Policies            int
+	Policies            state.Census
 	PolicyProblems      int
-	Revoked, Restored   uint64
-	Ready               bool
+	// Addresses have an owner, a pod or a node.
+	Addresses         int
+	Revoked, Restored uint64
+	Ready             bool
 	// Objects and Failing are by kind.
 	Objects, Failing map[string]int
 	Failures         map[string]uint64
@@ -105,8 +108,12 @@ var metrics = []struct {
 	{"revoked_flows_total", "Established flows that were cut because policy no longer allows them.", nil},
 	{"restored_flows_total", "Revoked flows that policy allows again.", nil},
 
-	{"policies", "Policies in force.", nil},
+	{
+		"policies", "Policies by dialect and state: enforced, audited (evaluated only), failing (not understood in full, " +
+			"and fails closed).", []string{"dialect", "state"},
+	},
 	{"policies_with_problems", "Policies that could not be understood in full and fail closed.", nil},
+	{"endpoints", "Addresses that are known to be a pod's or a node's.", nil},
 	{"objects", "Objects of the cluster that are known.", []string{"kind"}},
 	{
 		"failing_objects", "Objects whose newest state could not be understood; the last good one is in force.",
@@ -279,7 +286,10 @@ func (c *collector) state(gauge func(string, float64, ...string), counter func(s
 	counter("cached_tuples_lost_total", s.TuplesLost)
 	gauge("generation", float64(s.Generation))
 	gauge("settled_generation", float64(s.Settled))
-	gauge("policies", float64(s.Policies))
+	for kind, n := range s.Policies {
+		gauge("policies", float64(n), kind.Dialect.String(), string(kind.Standing))
+	}
+	gauge("endpoints", float64(s.Addresses))
 	gauge("policies_with_problems", float64(s.PolicyProblems))
 	counter("revoked_flows_total", s.Revoked)
 	counter("restored_flows_total", s.Restored)

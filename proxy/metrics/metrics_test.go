@@ -16,6 +16,7 @@ import (
 	"github.com/firstpacket/firstpacket/classify/source"
 	"github.com/firstpacket/firstpacket/policycache/engine"
 	"github.com/firstpacket/firstpacket/policycache/rule"
+	"github.com/firstpacket/firstpacket/policycache/state"
 	"github.com/firstpacket/firstpacket/proxy/flowlog"
 	"github.com/firstpacket/firstpacket/proxy/queue"
 	"github.com/firstpacket/firstpacket/proxy/ruleset"
@@ -51,6 +52,10 @@ func everything() Sources {
 		State: func() State {
 			return State{
 				Generation: 3, Settled: 2, Tuples: 11, Ready: true,
+				Policies: state.Census{
+					{Dialect: rule.AlphaNetworkPolicy, Standing: state.Failing}: 1,
+					{Dialect: rule.NetworkPolicy, Standing: state.Enforced}:     7,
+				},
 				Objects: map[string]int{"Pod": 6}, Failing: map[string]int{"Pod": 1},
 			}
 		},
@@ -106,7 +111,11 @@ func TestEveryMetric(t *testing.T) {
 func TestValues(t *testing.T) {
 	text := scrape(t, everything())
 	for name, want := range map[string][]string{
-		"cached_tuples":         {"firstpacket_cached_tuples 11"},
+		"cached_tuples": {"firstpacket_cached_tuples 11"},
+		"policies": {
+			`firstpacket_policies{dialect="NetworkPolicy",state="enforced"} 7`,
+			`firstpacket_policies{dialect="NetworkPolicy.v1alpha1",state="failing"} 1`,
+		},
 		"queue_waiting_packets": {`firstpacket_queue_waiting_packets{queue="7"} 4`},
 		"verdicts_total": {
 			`firstpacket_verdicts_total{direction="",reason="allowed-by-rule",tier="baseline",verdict="allow"} 1`,
