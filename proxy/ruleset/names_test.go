@@ -27,14 +27,28 @@ func naming(servers ...[]netip.Addr) State {
 
 func pass(queued) (verdict int, mark uint32) { return nfqueue.NfAccept, 0 }
 
-// ports tells of a packet whether it belongs to a connection that one of those seen does: the end of a connection may
-// come after whoever opened it has gone on.
-func ports(seen []queued) (has func(queued) bool) {
-	known := map[[2]uint16]bool{}
-	for _, q := range seen {
-		known[[2]uint16{q.srcPort, q.dstPort}], known[[2]uint16{q.dstPort, q.srcPort}] = true, true
+// connections tells of a packet whether it belongs to a connection that one of those seen does: the end of a connection
+// may come after whoever opened it has gone on.
+func connections(seen []queued) (has func(queued) bool) {
+	type end struct {
+		addr netip.Addr
+		port uint16
 	}
-	return func(q queued) bool { return known[[2]uint16{q.srcPort, q.dstPort}] }
+	type connection struct {
+		proto uint8
+		ends  [2]end
+	}
+	of := func(q queued) connection {
+		return connection{q.proto, [2]end{{q.src, q.srcPort}, {q.dst, q.dstPort}}}
+	}
+	known := map[connection]bool{}
+	for _, q := range seen {
+		c := of(q)
+		known[c] = true
+		c.ends[0], c.ends[1] = c.ends[1], c.ends[0]
+		known[c] = true
+	}
+	return func(q queued) bool { return known[of(q)] }
 }
 
 // TestNamesAreFollowed: all packets between such a pod and a server are shown, in both directions and in the hook where
@@ -45,6 +59,7 @@ func TestNamesAreFollowed(t *testing.T) {
 	b.serveIn(b.node, dnsPort)
 	r := b.install(naming(clientAddrs, gateways))
 	j, names := b.judge(allow), b.judgeAt(queueNumber+1, pass)
+	var before []queued
 	for where, at := range map[string]struct {
 		addrs    []netip.Addr
 		query    uint8
@@ -54,10 +69,11 @@ func TestNamesAreFollowed(t *testing.T) {
 		"node":      {gateways, unix.NF_INET_LOCAL_IN, unix.NF_INET_LOCAL_OUT},
 	} {
 		everywhere(t, func(t *testing.T, network string, proto uint8, i int) {
-			earlier := ports(names.take())
+			before = append(before, names.take()...)
 			b.reaches(b.pod, network, at.addrs[i], dnsPort)
 			b.reaches(b.pod, network, at.addrs[i], dnsPort)
-			seen := slices.DeleteFunc(names.take(), earlier)
+			seen := slices.DeleteFunc(names.take(), connections(before))
+			before = append(before, seen...)
 			if least := map[string]int{"udp": 4, "tcp": 12}[network]; len(seen) < least {
 				t.Errorf("%s: %d packets were shown", where, len(seen))
 			}
@@ -105,7 +121,7 @@ func TestNamesConcernNobodyElse(t *testing.T) {
 	everywhere(t, func(_ *testing.T, network string, _ uint8, i int) {
 		b.reaches(b.pod, network, clientAddrs[i], dnsPort)
 	})
-	earlier := ports(names.take())
+	earlier := connections(names.take())
 	// The pod is not followed any more, and then nobody is a server.
 	b.must(r.Apply(Update{Generation: generation, Subjects: isolated(false, true).Subjects}))
 	everywhere(t, func(_ *testing.T, network string, _ uint8, i int) {
