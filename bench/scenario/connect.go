@@ -129,7 +129,7 @@ func (s *Suite) connectsOf(
 	if !s.cfg.Quick { // the ceiling of the load generator itself
 		others = append(others, s.cached(free, clients))
 	}
-	if err := s.compare(ctx, pick(s, pace{10, 15}, pace{4, 14}, pace{1, 2}), append(entries, others...)...); err != nil {
+	if err := s.compare(ctx, pick(s, pace{16, 15}, pace{4, 14}, pace{1, 2}), append(entries, others...)...); err != nil {
 		return err
 	}
 	r := against("cached_tcp"+suffix, "new connections of a cached tuple, "+title, connectionRate, o, p, others...)
@@ -142,7 +142,7 @@ func (s *Suite) connectsOf(
 		e := s.uncached(c, clients)
 		entries, others = append(entries, e), append(others, e)
 	}
-	if err := s.compare(ctx, pick(s, pace{5, 3}, pace{4, 3}, pace{1, 2}), entries...); err != nil {
+	if err := s.compare(ctx, pick(s, pace{20, 1}, pace{10, 1}, pace{1, 1}), entries...); err != nil {
 		return err
 	}
 	r = against("uncached_tcp"+suffix, "new connections, each of a new tuple, "+title, connectionRate, o, l, others...)
@@ -204,7 +204,7 @@ func (s *Suite) policiesOf(ctx context.Context, n int) error {
 		}
 		others = append(others, s.uncached(chains, 1))
 	}
-	speed := pick(s, pace{3, 3}, pace{1, 3}, pace{1, 2})
+	speed := pick(s, pace{12, 1}, pace{3, 1}, pace{1, 1})
 	if err := s.compare(ctx, speed, append(entries, others...)...); err != nil {
 		return err
 	}

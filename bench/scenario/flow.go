@@ -21,7 +21,7 @@ func (s *Suite) throughput(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	speed := pick(s, pace{8, 15}, pace{4, 10}, pace{1, 2})
+	speed := pick(s, pace{8, 4}, pace{4, 5}, pace{1, 2})
 	for _, flows := range pick(s, []int{1, 8}, []int{1}, []int{2}) {
 		f, o := s.stream(free, flows), s.stream(ours, flows)
 		if err := s.compare(ctx, speed, f, o); err != nil {
@@ -54,7 +54,7 @@ func several(flows int) string {
 
 func (s *Suite) stream(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Bytes) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(50, 50), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Stream, Clients: flows, Duration: s.lasting(200, 100), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.SinkPort, Ports: 1,
 	}}
 	e.after = func(r *load.Result) error {
@@ -72,7 +72,7 @@ func (s *Suite) stream(c *contender, flows int) *entry {
 
 func (s *Suite) packets(c *contender, flows int) *entry {
 	e := &entry{contender: c, rate: func(r *load.Result) float64 { return float64(r.Packets) / r.Elapsed.Seconds() }}
-	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(50, 50), Tuples: load.Tuples{
+	e.job = load.Job{Kind: load.Packets, Clients: flows, Duration: s.lasting(200, 100), Tuples: load.Tuples{
 		Sources: world.ClientAddrs()[:1], Targets: world.ServerAddrs(), Port: load.DropPort, Ports: 1,
 	}}
 	var start uint64
@@ -113,7 +113,7 @@ func (s *Suite) udp(ctx context.Context) error {
 		return err
 	}
 	const unit = "requests/s"
-	asking, speed := pick(s, pace{11, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{8, 16}, pace{3, 10}, pace{1, 2})
+	asking, speed := pick(s, pace{15, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{5, 3}, pace{2, 3}, pace{1, 2})
 	for _, parallel := range []int{1, 2} {
 		name, title := "udp", "UDP requests and answers"
 		if parallel > 1 {
@@ -128,7 +128,7 @@ func (s *Suite) udp(ctx context.Context) error {
 		s.add(r, 0, false)
 		p, o := s.request(plain, parallel), s.request(ours, parallel)
 		for _, e := range []*entry{p, o} {
-			e.job.Tuples, e.job.Duration, e.job.Limit, e.asks, e.warm = udpCached(), s.turn(), maxCached, 0, 1
+			e.job.Tuples, e.job.Duration, e.job.Limit, e.asks, e.warm = udpCached(), s.askingTurn(), maxCached, 0, 1
 		}
 		if err := s.compare(ctx, speed, p, o); err != nil {
 			return err

@@ -140,10 +140,11 @@ func (s *Suite) add(r report.Result, target float64, atMost bool) {
 	s.logf("  %-28s %s", r.Name, r.Summary())
 }
 
-// turn is how long an entry's turn is where the kernel alone does the work.
+// turn is how long an entry's turn is where the kernel does all the work on the processor of the client.
 func (s *Suite) turn() time.Duration { return s.lasting(30, 30) }
 
-// askingTurn is the same where userspace is asked: long enough for the scheduler to settle on who runs where.
+// askingTurn is the same where somebody is woken up, an agent or a server: long enough for the scheduler to settle on
+// who runs where.
 func (s *Suite) askingTurn() time.Duration { return s.lasting(300, 120) }
 
 // lasting is a time in milliseconds, of the kind of run.
