@@ -82,7 +82,11 @@ func TestAgent(t *testing.T) {
 	}
 
 	metrics := n.get(t, "/metrics")
-	wanted := []string{"firstpacket_ready 1", `firstpacket_verdicts_total{direction="ingress",`, `firstpacket_policies{dialect="NetworkPolicy",state="enforced"} 1`}
+	wanted := []string{
+		"firstpacket_ready 1",
+		`firstpacket_verdicts_total{direction="ingress",`,
+		`firstpacket_policies{dialect="NetworkPolicy",state="enforced"} 1`,
+	}
 	if mapped(k.container.User) {
 		// Only the group root may read the kernel's counters of the queues.
 		wanted = append(wanted, "firstpacket_queue_dropped_packets_total{")
