@@ -26,9 +26,16 @@ func Now() int64 {
 	return ts.Nano()
 }
 
+// clients is the client's end, with what stays from one job to the next.
+type clients struct {
+	streams []int // sockets, one for each client of a Stream
+}
+
 // client is one thread of a job.
 type client struct {
-	job    *Job
+	job *Job
+	// stream is the client's connection for a Stream; -1 is none yet.
+	stream *int
 	result Result
 	// next hands out numbers, to all clients.
 	next  *atomic.Int64
@@ -36,12 +43,12 @@ type client struct {
 	end   time.Time
 }
 
-// run does a job of a client's kind with all its threads.
-func run(job Job) Result {
+// do does a job of a client's kind with all its threads.
+func (p *clients) do(job Job) Result {
 	job.Clients = max(job.Clients, 1)
 	work, ok := map[string]func(*client) error{
 		Connect: (*client).connects, Fire: (*client).fires, Flood: (*client).floods, Request: (*client).requests,
-		Stream:  (*client).streams,
+		Stream: (*client).streams, HangUp: (*client).hangsUp,
 		Packets: (*client).packets, Flip: (*client).flips,
 	}[job.Kind]
 	if !ok {
@@ -49,12 +56,15 @@ func run(job Job) Result {
 	}
 	var next atomic.Int64
 	var all sync.WaitGroup
+	for len(p.streams) < job.Clients {
+		p.streams = append(p.streams, -1)
+	}
 	clients := make([]client, job.Clients)
 	errs := make([]error, job.Clients)
 	gate := make(chan time.Time)
 	for i := range clients {
 		c := &clients[i]
-		c.job, c.next = &job, &next
+		c.job, c.next, c.stream = &job, &next, &p.streams[i]
 		all.Go(func() {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
@@ -74,6 +84,7 @@ func run(job Job) Result {
 	for i := range clients {
 		total.Add(&clients[i].result)
 	}
+	total.Numbers = int(next.Load())
 	if total.Elapsed == 0 {
 		total.Elapsed = time.Since(start)
 	}
@@ -86,6 +97,7 @@ func run(job Job) Result {
 // Add adds what another job came to, done at the same time by others or afterwards. Elapsed becomes the longer one.
 func (r *Result) Add(o *Result) {
 	r.Begun += o.Begun
+	r.Numbers += o.Numbers
 	r.Accepted += o.Accepted
 	r.Refused += o.Refused
 	r.TimedOut += o.TimedOut

@@ -74,17 +74,19 @@ func refusal(err error, begin time.Time) (Outcome, time.Duration, error) {
 // streamSize is what a Stream hands to the kernel in one call.
 const streamSize = 128 << 10
 
-// streams connects and then sends until the time is over.
+// streams sends until the time is over, and waits until the other side's kernel has it all.
 func (c *client) streams() error {
-	fd, err := c.open(unix.SOCK_STREAM)
-	if err != nil {
-		return err
+	if *c.stream < 0 {
+		fd, err := c.open(unix.SOCK_STREAM)
+		if err != nil {
+			return err
+		}
+		*c.stream = fd
 	}
-	defer func() { _ = unix.Close(fd) }()
 	b := make([]byte, streamSize)
 	begin := time.Now()
 	for time.Since(begin) < c.job.Duration {
-		n, err := unix.Write(fd, b)
+		n, err := unix.Write(*c.stream, b)
 		if err == unix.EINTR {
 			continue
 		}
@@ -93,25 +95,54 @@ func (c *client) streams() error {
 		}
 		c.result.Bytes += uint64(n)
 	}
+	for {
+		// What is not acknowledged yet (SIOCOUTQ, tcp(7)).
+		n, err := unix.IoctlGetInt(*c.stream, unix.SIOCOUTQ)
+		if err != nil {
+			return fmt.Errorf("ask for what is on its way: %w", err)
+		}
+		if n == 0 {
+			break
+		}
+		if time.Since(begin) > c.job.Duration+patience {
+			return fmt.Errorf("%d bytes are not acknowledged after %s", n, patience)
+		}
+		time.Sleep(ackPause)
+	}
+	c.result.Elapsed = time.Since(begin)
+	return nil
+}
+
+// ackPause is how often a client asks whether all is acknowledged.
+const ackPause = 20 * time.Microsecond
+
+// hangsUp ends the client's stream and waits until the server has read it all, if there is one.
+func (c *client) hangsUp() error {
+	if *c.stream < 0 {
+		return nil
+	}
+	defer func() {
+		_ = unix.Close(*c.stream)
+		*c.stream = -1
+	}()
 	// To the last byte: the server closes when it has read it.
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}); err != nil {
+	if err := unix.SetsockoptLinger(*c.stream, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}); err != nil {
 		return fmt.Errorf("set linger: %w", err)
 	}
-	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+	if err := unix.Shutdown(*c.stream, unix.SHUT_WR); err != nil {
 		return fmt.Errorf("shut down: %w", err)
 	}
+	var b [1]byte
 	for {
-		n, err := unix.Read(fd, b)
+		n, err := unix.Read(*c.stream, b[:])
 		if err == unix.EINTR {
 			continue
 		}
 		if n > 0 || err != nil {
 			return fmt.Errorf("wait for the end: %d bytes: %w", n, err)
 		}
-		break
+		return nil
 	}
-	c.result.Elapsed = time.Since(begin)
-	return nil
 }
 
 // open connects a socket to the client's next tuple.

@@ -24,8 +24,10 @@ const (
 	Flood = "flood"
 	// Request sends UDP datagrams of new flows, Parallel at once on one socket, and waits for the answers.
 	Request = "request"
-	// Stream sends as much as goes through established TCP connections, one for each client.
+	// Stream sends as much as goes through TCP connections, one for each client. They stay for the next Stream, until a
+	// HangUp ends them.
 	Stream = "stream"
+	HangUp = "hang up"
 	// Packets sends small datagrams of established UDP flows, one for each client.
 	Packets = "packets"
 	// Flip opens TCP connections until one has the outcome Want, and tells when.
@@ -91,7 +93,9 @@ func (t *Tuples) At(i int) (source netip.Addr, target netip.AddrPort) {
 // Result is what became of a job.
 type Result struct {
 	// Begun connections or flows ended in one of the outcomes.
-	Begun    int `json:"begun,omitempty"`
+	Begun int `json:"begun,omitempty"`
+	// Numbers were handed out, from First on; a client that found the time over leaves out its last one.
+	Numbers  int `json:"numbers,omitempty"`
 	Accepted int `json:"accepted,omitempty"`
 	Refused  int `json:"refused,omitempty"`
 	TimedOut int `json:"timedOut,omitempty"`
@@ -103,7 +107,7 @@ type Result struct {
 	Bytes   uint64 `json:"bytes,omitempty"`
 	Packets uint64 `json:"packets,omitempty"`
 	// Elapsed is from the start of the first client to the end of the last; of Stream and Packets, without the time to
-	// connect.
+	// connect; of Stream, until all is acknowledged.
 	Elapsed time.Duration `json:"elapsed,omitempty"`
 	Latency Histogram     `json:"latency,omitzero"`
 	// At is when the connection of a Flip ended, in nanoseconds of CLOCK_MONOTONIC, which all processes share.

@@ -31,7 +31,7 @@ const litter = 1000
 func Serve(role string, in io.Reader, out io.Writer) error {
 	runtime.GOMAXPROCS(threads)
 	debug.SetGCPercent(-1) // between jobs only
-	do := run
+	do := new(clients).do
 	switch role {
 	case RoleClient:
 	case RoleServer:
@@ -54,12 +54,12 @@ func Serve(role string, in io.Reader, out io.Writer) error {
 			return fmt.Errorf("read a job: %w", err)
 		}
 		r := do(job)
-		if err := answers.Encode(r); err != nil {
-			return fmt.Errorf("answer a job: %w", err)
-		}
-		if made += r.Begun; made >= litter { // else the next job, which may come at once, need not wait
+		if made += max(r.Begun, r.Accepted); made >= litter { // before the answer, which lets somebody else have a turn
 			runtime.GC()
 			made = 0
+		}
+		if err := answers.Encode(r); err != nil {
+			return fmt.Errorf("answer a job: %w", err)
 		}
 	}
 }

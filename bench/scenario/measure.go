@@ -123,7 +123,7 @@ func turn(e *entry) error {
 		return err
 	}
 	if e.fresh {
-		e.next += r.Begun
+		e.next += r.Numbers
 	}
 	rate := r.Rate()
 	if e.rate != nil {
