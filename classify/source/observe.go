@@ -113,8 +113,9 @@ func (s *store) outcome(ctx context.Context, verb string, err error) {
 		}
 		s.err = err
 	}
+	health := s.health()
 	s.q.mu.Unlock()
 	if err != nil {
-		s.q.cfg.OnError(s.kind.Name, err)
+		s.q.cfg.OnError(health, err)
 	}
 }

@@ -14,7 +14,7 @@ type Config struct {
 	// OnError hears of every failure: kinds that cannot be listed or watched, and objects that a Transform refused
 	// (*ObjectError). Failed lists and watches are tried again with growing pauses of at most a minute, so it is
 	// not called more often than that for each kind. It is called by several goroutines and should return quickly.
-	OnError func(kind string, err error)
+	OnError func(kind Health, err error)
 	// Logger hears what client-go has to say. The zero Logger discards it: errors come to OnError anyway.
 	Logger klog.Logger
 }
@@ -44,7 +44,7 @@ type Queue struct {
 // New returns a queue whose reflectors live until ctx ends or Close is called.
 func New(ctx context.Context, cfg Config) *Queue {
 	if cfg.OnError == nil {
-		cfg.OnError = func(string, error) {}
+		cfg.OnError = func(Health, error) {}
 	}
 	q := &Queue{cfg: cfg, wake: make(chan struct{}, 1), settled: make(chan struct{})}
 	q.ctx, q.cancel = context.WithCancel(klog.NewContext(ctx, cfg.Logger))

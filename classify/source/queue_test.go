@@ -213,7 +213,7 @@ func TestWatchEvents(t *testing.T) {
 func TestStreamedListIsTransformedAndRefusalsSurviveIt(t *testing.T) {
 	var mu sync.Mutex
 	var refused []string
-	q := newQueue(t, Config{OnError: func(_ string, err error) {
+	q := newQueue(t, Config{OnError: func(_ Health, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		refused = append(refused, err.Error())
@@ -253,7 +253,7 @@ func TestStreamedListIsTransformedAndRefusalsSurviveIt(t *testing.T) {
 }
 
 func TestOptionalKind(t *testing.T) {
-	q := newQueue(t, Config{OnError: func(kind string, err error) { t.Errorf("%s: %v", kind, err) }})
+	q := newQueue(t, Config{OnError: func(kind Health, err error) { t.Errorf("%s: %v", kind.Kind, err) }})
 	absent := serve("")
 	absent.list = func() (runtime.Object, error) {
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "nodes"}, "")
@@ -299,7 +299,12 @@ func TestKindAddedWhileRunningComesInOneBatch(t *testing.T) {
 
 func TestListErrorsAreReported(t *testing.T) {
 	failed := make(chan error, 10)
-	q := newQueue(t, Config{OnError: func(_ string, err error) { failed <- err }})
+	q := newQueue(t, Config{OnError: func(kind Health, err error) {
+		if kind.Kind != KindPod || kind.Synced || kind.Err == nil {
+			t.Errorf("reported of %+v", kind)
+		}
+		failed <- err
+	}})
 	f := serve("5")
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New("no role"))
 	f.list = func() (runtime.Object, error) { return nil, forbidden }

@@ -203,8 +203,12 @@ func (s *store) remove(key string) {
 
 func (s *store) report(refused ...*ObjectError) {
 	for _, e := range refused {
-		if e != nil {
-			s.q.cfg.OnError(s.kind.Name, e)
+		if e == nil {
+			continue
 		}
+		s.q.mu.Lock()
+		health := s.health()
+		s.q.mu.Unlock()
+		s.q.cfg.OnError(health, e)
 	}
 }

@@ -52,8 +52,12 @@ func (a *agent) follow(ctx context.Context) (*source.Queue, error) {
 		return nil, err
 	}
 	a.source = f
-	q := source.New(ctx, source.Config{OnError: func(kind string, err error) {
-		a.cfg.Log.Warn().Err(err).Str("kind", kind).Msg("the last good state stays in force")
+	q := source.New(ctx, source.Config{OnError: func(kind source.Health, err error) {
+		meanwhile := "the last good state stays in force"
+		if !kind.Synced && !kind.Absent {
+			meanwhile = "waiting: without this kind the agent takes nothing into force"
+		}
+		a.cfg.Log.Warn().Err(err).Str("kind", kind.Kind).Msg(meanwhile)
 	}})
 	a.changes.Store(q)
 	for _, k := range f.kinds {

@@ -44,7 +44,7 @@ func follow(t *testing.T, dir string) *follower {
 	}
 	f.src = src
 	f.queue = source.New(t.Context(), source.Config{
-		OnError: func(kind string, err error) { t.Errorf("%s: %v", kind, err) },
+		OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) },
 	})
 	t.Cleanup(func() {
 		f.queue.Close()
