@@ -29,15 +29,27 @@ spec: {podSelector: {matchLabels: {app: friend}}, policyTypes: [Egress], egress:
 		return r[0]
 	}
 	queued := func() float64 { return b.metrics().Sum("firstpacket_queue_packets_total") }
-	before := queued()
-	for _, v6 := range []bool{false, true} {
-		if r := ask("client", v6); r.Outcome != probe.Reached {
-			t.Errorf("allowed, IPv6 %t: %v", v6, r)
+	inKernel := func(when string) {
+		t.Helper()
+		before := queued()
+		for _, v6 := range []bool{false, true} {
+			if r := ask("client", v6); r.Outcome != probe.Reached {
+				t.Errorf("%s, allowed, IPv6 %t: %v", when, v6, r)
+			}
+		}
+		if n := queued() - before; n != 0 {
+			t.Errorf("%s, %v questions of an allowed pod went to userspace", when, n)
 		}
 	}
-	if n := queued() - before; n != 0 {
-		t.Errorf("%v questions of an allowed pod went to userspace", n)
-	}
+	inKernel("at first")
+	// With a new range of pod addresses the cache is emptied.
+	b.apply(`{apiVersion: v1, kind: Node, metadata: {name: one},
+spec: {podCIDR: 10.250.0.0/24, podCIDRs: [10.250.0.0/24, "fd10:250::/64"]}}`)
+	eventually(t, "the new range is settled", func() bool {
+		st := b.status()
+		return st.Settled == st.Generation
+	})
+	inKernel("after the cache was emptied")
 	if r := ask("friend", false); !r.Denied() {
 		t.Errorf("forbidden: %v", r)
 	}

@@ -233,6 +233,7 @@ func (a *agent) build() error {
 		learned: a.learned, settler: a.settler, evaluator: engine.NewEvaluator(pairCache),
 		wake: a.wakeQueues, names: a.names, dnsServers: a.cfg.DNSServers, told: told.NewClock(),
 	}
+	a.settler.rewarm = a.controller.rewarm
 	return nil
 }
 

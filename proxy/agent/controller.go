@@ -237,7 +237,11 @@ func (c *controller) enact(
 	if c.setResolvers() {
 		update.Resolvers, update.SetResolvers = c.servers, true
 	}
-	update.Learn = c.prewarm(snapshot, affected)
+	if flush {
+		update.Learn = c.prewarm(snapshot, everything{})
+	} else {
+		update.Learn = c.prewarm(snapshot, affected)
+	}
 	update.Told, update.Untold = c.takeTold()
 	// First the snapshot, then the transaction: a thread that already sees the new snapshot holds its packets until the
 	// kernel knows the generation. The other order would admit by an old snapshot.
@@ -263,6 +267,17 @@ func (c *controller) prewarm(s *engine.Snapshot, of affectedSet) []ruleset.Tuple
 	tuples := c.prewarmer.tuples(c.subjects, of, c.allowedIn(s))
 	c.learned.adopt(tuples)
 	return tuples
+}
+
+// rewarm has the kernel learn the tuples of prewarm again, after its cache was emptied by whomever.
+func (c *controller) rewarm() error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	tuples := c.prewarm(c.publisher.current.Load().snapshot, everything{})
+	if len(tuples) == 0 {
+		return nil
+	}
+	return c.rules.Apply(ruleset.Update{Generation: c.generation, Learn: tuples})
 }
 
 // publishSame hands threads a snapshot in which no verdict differs, so that the logs name owners as they are now.

@@ -30,6 +30,8 @@ type settler struct {
 	evaluator *engine.Evaluator
 	flows     *flowlog.Ring
 	clock     *clock
+	// rewarm has the emptied cache learn again what it is to know beforehand.
+	rewarm func() error
 	// table is run's, nil until it is needed.
 	table *conntrack.Conn
 
@@ -180,6 +182,13 @@ func (s *settler) pass(ctx context.Context) error {
 		return nil
 	}
 	revoked, restored, err := s.work(ctx, work)
+	if err == nil && (work.flush || work.adopt) {
+		if again := s.rewarm(); errors.Is(again, ruleset.ErrSuperseded) {
+			err = again
+		} else if again != nil {
+			s.log.Warn().Err(again).Msg("the kernel does not learn the way to the DNS servers; questions are judged one by one")
+		}
+	}
 	if errors.Is(err, ruleset.ErrSuperseded) {
 		return err
 	}
