@@ -45,10 +45,12 @@ func TestOneTupleIsQueuedOnce(t *testing.T) {
 			}
 		}
 	})
+	// Rarely, a UDP socket gets the port of one before it, and goes on with its flow.
+	flows := len(b.ctMarks(podAddrs[0], 80)) + len(b.ctMarks(podAddrs[1], 80))
 	c, err := r.Counters()
 	b.must(err)
-	if c.Queued != 4 || c.Admitted != 4 || c.Cached != 4*19 || c.Refused != 0 || c.Invalid != 0 {
-		t.Errorf("counters %+v", c)
+	if c.Queued != 4 || c.Admitted != 4 || int(c.Cached) != flows-4 || flows < 4*18 || c.Refused != 0 || c.Invalid != 0 {
+		t.Errorf("counters %+v of %d flows", c, flows)
 	}
 }
 
