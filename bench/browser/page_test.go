@@ -43,21 +43,43 @@ func newBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Fatal("the page is tested in chromium: run make test-page, which installs it where it may")
 	}
+	profile, err := os.MkdirTemp("", "firstpacket-browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, profile) })
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()),
+		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(profile),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("hide-scrollbars", true), chromedp.WindowSize(width, height),
 	)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	// Not the test's context, whose end would kill the browser before it can close.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if err := chromedp.Cancel(ctx); err != nil {
+			t.Errorf("close the browser: %v", err)
+		}
+		cancel()
+	})
 	b := &browser{Context: ctx, t: t, asked: map[string]bool{}}
 	chromedp.ListenTarget(ctx, b.note)
 	b.do(network.Enable(), log.Enable(), runtime.Enable(), chromedp.EmulateViewport(width, height))
 	return b
+}
+
+// removeAll removes the browser's directory, into which its last processes may be writing still.
+func removeAll(t *testing.T, dir string) {
+	var err error
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
+		if err = os.RemoveAll(dir); err == nil {
+			return
+		}
+	}
+	t.Error(err)
 }
 
 func (b *browser) note(event any) {
