@@ -72,7 +72,9 @@ func TestAbsentKinds(t *testing.T) {
 		seen.next = next
 		return seen
 	})
-	queue := source.New(ctx, source.Config{OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) }})
+	queue := source.New(ctx, source.Config{
+		OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) },
+	})
 	t.Cleanup(queue.Close)
 	src := sourcekube.NewForConfig(config, "")
 	for _, k := range state.Kinds() {

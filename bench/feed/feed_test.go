@@ -37,7 +37,9 @@ func TestReflectorsFollow(t *testing.T) {
 		}
 	}()
 
-	q := source.New(t.Context(), source.Config{OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) }})
+	q := source.New(t.Context(), source.Config{
+		OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) },
+	})
 	defer q.Close()
 	src := kube.NewForConfig(&rest.Config{Host: "http://" + l.Addr().String()}, "test")
 	if err := src.WaitReachable(t.Context(), 10*time.Second); err != nil {

@@ -142,7 +142,9 @@ func TestListAndWatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, streams)
 			src := NewForConfig(&rest.Config{Host: s.URL}, "firstpacket-test")
-			q := source.New(t.Context(), source.Config{OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) }})
+			q := source.New(t.Context(), source.Config{
+				OnError: func(kind source.Health, err error) { t.Errorf("%s: %v", kind.Kind, err) },
+			})
 			defer q.Close()
 			if err := q.Add(src, source.Pods()); err != nil {
 				t.Fatal(err)
