@@ -43,7 +43,7 @@ func newBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Fatal("the page is tested in chromium: run make test-page, which installs it where it may")
 	}
-	profile, err := os.MkdirTemp("", "firstpacket-browser-")
+	profile, err := os.MkdirTemp("", "firstpacket-browser-") //nolint:usetesting // removed by removeAll
 	if err != nil {
 		t.Fatal(err)
 	}

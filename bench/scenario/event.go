@@ -78,7 +78,7 @@ func (s *Suite) manifestEvents(ctx context.Context, w world.World) error {
 // flips changes the policy again and again and returns how long each change took, in order of size.
 func (s *Suite) flips(ctx context.Context, c *contender, change func(admit bool) error) ([]time.Duration, error) {
 	var took []time.Duration
-	for i := range pick(s, 300, 150, 2) {
+	for i := range pick(s, 300, 110, 2) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ func (s *Suite) throughput(ctx context.Context) error {
 			return err
 		}
 	}
-	steady, speed := pick(s, pace{6, 60}, pace{3, 40}, pace{1, 2}), pick(s, pace{8, 4}, pace{4, 5}, pace{1, 2})
+	steady, speed := pick(s, pace{6, 60}, pace{3, 32}, pace{1, 2}), pick(s, pace{8, 4}, pace{4, 5}, pace{1, 2})
 	for _, flows := range pick(s, []int{1, 8}, []int{1}, []int{2}) {
 		const unit, checked = "bytes/s", "The server read as many bytes as the client sent."
 		name, title := "established_throughput"+several(flows), fmt.Sprintf("%d established TCP flows", flows)
