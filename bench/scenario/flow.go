@@ -141,7 +141,7 @@ func (s *Suite) udp(ctx context.Context) error {
 		return err
 	}
 	const unit = "requests/s"
-	asking, speed := pick(s, pace{15, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{5, 3}, pace{2, 3}, pace{1, 2})
+	asking, speed := pick(s, pace{15, 1}, pace{5, 1}, pace{1, 1}), pick(s, pace{8, 4}, pace{2, 3}, pace{1, 2})
 	for _, parallel := range []int{1, 2} {
 		name, title := "udp", "UDP requests and answers"
 		if parallel > 1 {
