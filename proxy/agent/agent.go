@@ -149,9 +149,9 @@ const (
 // the log still has readers: the page, and whoever asks for /flows.
 func (a *agent) openFlowLog() (io.Closer, error) {
 	a.flows = flowstream.NewHub(0, 0)
-	// One ring for each queue thread and one for the settler.
+	// One ring for each judge and one for the settler.
 	cfg := flowlog.Config{
-		Output: io.Discard, Tee: a.publishFlow, Node: a.cfg.NodeName, Producers: a.cfg.queues() + 1,
+		Output: io.Discard, Tee: a.publishFlow, Node: a.cfg.NodeName, Producers: a.cfg.judges() + 1,
 	}
 	var output io.Closer = io.NopCloser(nil)
 	if a.cfg.FlowLog != "" {
@@ -206,7 +206,7 @@ func (a *agent) openKernel() error {
 }
 
 func (a *agent) build() error {
-	threads := a.cfg.queues()
+	threads := a.cfg.judges()
 	a.learned = newLearned(a.cfg.learnedSize(), threads)
 	a.publisher = &publisher{}
 	a.limiter = newLimiter()

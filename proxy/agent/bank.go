@@ -14,8 +14,11 @@ import (
 // bankStride is the distance between the queue numbers of the two banks, and the largest number of queues in one.
 const bankStride = 64
 
-// maxQueues is how many queues of verdicts a bank can have: one number is for names.
-const maxQueues = bankStride - 1
+// maxQueues is how many queues of verdicts a bank can have, beside further ones for names and for whole packets.
+const (
+	maxQueues     = bankStride - furtherQueues
+	furtherQueues = 2
+)
 
 // An agent serves one of two banks of queue numbers. A new agent takes the bank that is free, so it can have its queues
 // open before one transaction turns the packets from the old agent's bank to its own: no packet finds nobody there. The
@@ -57,8 +60,12 @@ func (a *agent) closeQueues() {
 
 func (a *agent) firstQueue(bank int) uint16 { return a.cfg.QueueNumber + uint16(bank)*bankStride }
 
-// nameQueue is the number behind those of the judges.
-func (a *agent) nameQueue(bank int) uint16 { return a.firstQueue(bank) + uint16(len(a.judges)) }
+// nameQueue is the number behind those that the rules divert to for verdicts.
+func (a *agent) nameQueue(bank int) uint16 { return a.firstQueue(bank) + uint16(a.cfg.queues()) }
+
+// wholeQueue is the number of the queue that shows all of a packet. No rule sends any there: judges do, with those
+// whose headers are longer than what they are shown.
+func (a *agent) wholeQueue(bank int) uint16 { return a.nameQueue(bank) + 1 }
 
 // serves tells whether some process has queues of the bank.
 func (a *agent) serves(bank int) bool {
@@ -70,16 +77,21 @@ func (a *agent) serves(bank int) bool {
 
 func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 	var queues []*queue.Queue
-	configs := make([]queue.Config, 0, len(a.judges)+1)
-	for i, j := range a.judges {
+	count := a.cfg.queues()
+	configs := make([]queue.Config, 0, count+furtherQueues)
+	for i, j := range a.judges[:count] {
+		j.whole = a.wholeQueue(bank)
 		configs = append(configs, queue.Config{
 			Number: a.firstQueue(bank) + uint16(i), Handler: j, FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime,
-			Processors: processorsOf(i, len(a.judges)),
+			Processors: processorsOf(i, count),
 		})
 	}
 	configs = append(configs, queue.Config{
 		Number: a.nameQueue(bank), Handler: a.names, FailOpen: a.cfg.failOpen(),
-		CopyRange: nameRange, HoldSlots: nameSlots, Batch: nameBatch,
+		CopyRange: wholeRange, HoldSlots: wholeSlots, Batch: wholeBatch,
+	}, queue.Config{
+		Number: a.wholeQueue(bank), Handler: a.judges[count], FailOpen: a.cfg.failOpen(), HoldTime: a.cfg.HoldTime,
+		CopyRange: wholeRange, HoldSlots: wholeSlots, Batch: wholeBatch,
 	})
 	for _, cfg := range configs {
 		q, err := queue.Open(cfg)
@@ -93,6 +105,15 @@ func (a *agent) openBank(bank int) ([]*queue.Queue, error) {
 	}
 	return queues, nil
 }
+
+// Of queues that show all of a packet.
+const (
+	// wholeRange is how much of a packet is read: all of it. A large one may be several segments that the kernel joined.
+	wholeRange = 65531
+	// wholeSlots is how many packets are held at once; each may take wholeRange bytes of memory.
+	wholeSlots = 128
+	wholeBatch = 8
+)
 
 // maxProcessors is more than the processors of any machine (CPU_SETSIZE).
 const maxProcessors = 1024

@@ -121,9 +121,9 @@ func (c *Config) validate() (mark.Layout, error) {
 	case c.Queues < 0 || c.Queues > maxQueues:
 		return layout, fmt.Errorf("--queues %d is out of range: use 1 to %d, or 0 for one per processor",
 			c.Queues, maxQueues)
-	case int(c.QueueNumber)+bankStride+c.queues()+1 > 1<<16:
+	case int(c.QueueNumber)+bankStride+c.queues()+furtherQueues > 1<<16:
 		return layout, fmt.Errorf("--queue-number %d ends beyond 65535: choose one up to %d",
-			c.QueueNumber, 1<<16-bankStride-c.queues()-1)
+			c.QueueNumber, 1<<16-bankStride-c.queues()-furtherQueues)
 	case c.CacheSize != 0 && (c.CacheSize < leastCacheSize || c.CacheSize > mostCacheSize):
 		return layout, fmt.Errorf("--cache-size %d is out of range: use %d to %d", c.CacheSize, leastCacheSize, mostCacheSize)
 	case c.HoldTime <= 0 || c.HoldTime > time.Minute:
@@ -149,3 +149,6 @@ func (c *Config) queues() int {
 	}
 	return min(runtime.NumCPU(), 4)
 }
+
+// judges is the number of threads that judge: one for each of the queues, and one for whole packets, see wholeQueue.
+func (c *Config) judges() int { return c.queues() + 1 }

@@ -35,6 +35,8 @@ type judge struct {
 	fair      fairness
 	// audit: every packet passes, those too that there is no time to judge.
 	audit bool
+	// whole is the number of the queue that shows all of a packet; 0 for the judge of that queue.
+	whole uint16
 
 	// view is the one in use between Begin and End.
 	view *view
@@ -76,6 +78,9 @@ func (j *judge) Handle(p *queue.Packet) queue.Verdict {
 			return queue.Verdict{Kind: queue.Accept}
 		}
 		return queue.Verdict{Kind: queue.Drop}
+	}
+	if j.whole != 0 && j.flow.Form == packet.Malformed && len(p.Payload) >= queue.DefaultCopyRange {
+		return queue.Verdict{Kind: queue.Requeue, Queue: j.whole} // the port may be behind what was copied
 	}
 	if j.early && !p.Expired && !j.audit {
 		return queue.Verdict{Kind: queue.Hold} // until the controller, having committed, wakes the queue

@@ -17,11 +17,6 @@ import (
 )
 
 const (
-	// nameRange is how much of a packet is read: all of it. A large one may be several segments that the kernel joined.
-	nameRange = 65531
-	// nameSlots is how many answers wait at once; each may take nameRange bytes of memory.
-	nameSlots = 128
-	nameBatch = 8
 	// heardRoom is how many answers may be on their way to the controller.
 	heardRoom = 1024
 	// lapseInterval is how often names are looked at whose time may be over.

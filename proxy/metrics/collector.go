@@ -233,6 +233,7 @@ func (c *collector) queues(gauge func(string, float64, ...string), counter func(
 		counter("queue_verdicts_total", s.Dropped, q, "drop")
 		counter("queue_verdicts_total", s.Accepted, q, "accept")
 		counter("queue_verdicts_total", s.Repeated, q, "repeat")
+		counter("queue_verdicts_total", s.Requeued, q, "requeue")
 		gauge("queue_held_packets", float64(s.HeldNow), q)
 		counter("queue_holds_total", s.Held, q)
 		counter("queue_hold_expired_total", s.Expired, q)

@@ -143,6 +143,8 @@ func (q *Queue) answer(id uint32, v Verdict) error {
 		q.tally.accepted++
 	case Repeat:
 		q.tally.repeated++
+	case Requeue:
+		q.tally.requeued++
 	default:
 		v.Kind = Drop
 		q.tally.dropped++

@@ -33,6 +33,7 @@ const (
 const (
 	nfDrop   = 0 // NF_DROP
 	nfAccept = 1 // NF_ACCEPT
+	nfQueue  = 3 // NF_QUEUE, with the queue's number in the upper half (NF_QUEUE_NR)
 	nfRepeat = 4 // NF_REPEAT
 )
 
@@ -166,6 +167,8 @@ func appendVerdict(b []byte, number uint16, id uint32, v Verdict) []byte {
 		verdict = nfAccept
 	case Repeat:
 		length, verdict = verdictMarkLen, nfRepeat
+	case Requeue:
+		verdict = nfQueue | uint32(v.Queue)<<16
 	}
 	b = binary.NativeEndian.AppendUint32(b, length)
 	b = binary.NativeEndian.AppendUint16(b, msgVerdict)

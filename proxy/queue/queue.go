@@ -37,6 +37,8 @@ const (
 	Repeat
 	// Hold keeps the packet, to be handled again after Wake or when its time is over.
 	Hold
+	// Requeue hands the packet on to another queue, at the same hook. If nobody serves that one, the packet is dropped.
+	Requeue
 )
 
 // Verdict is the answer to one packet.
@@ -44,6 +46,8 @@ type Verdict struct {
 	Kind Kind
 	// Mark is the whole new packet mark (skb->mark) of a Repeat. It is not used with other kinds.
 	Mark uint32
+	// Queue is the number of the queue that a Requeue means.
+	Queue uint16
 }
 
 // Packet is one queued packet. It and its Payload are valid during Handle only.
@@ -103,7 +107,7 @@ type Config struct {
 	// MaxLen is how many packets wait in the kernel at most, held ones included (default DefaultMaxLen).
 	MaxLen int
 	// CopyRange is how many bytes of a packet the kernel copies (default DefaultCopyRange). It has to reach the ports
-	// behind IPv6 extension headers and IPv4 options.
+	// behind IPv4 options and IPv6 extension headers; where it may not, the handler requeues to a queue with a larger one.
 	CopyRange int
 	// ReceiveBuffer is the size of the socket's receive buffer in bytes, which the kernel doubles for its own overhead
 	// (default DefaultReceiveBuffer). Without CAP_NET_ADMIN on the host it is limited by net.core.rmem_max.

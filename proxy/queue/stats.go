@@ -12,8 +12,8 @@ import (
 type Stats struct {
 	// Packets is how many were received. Each is answered once, or still held, or lost with the queue.
 	Packets uint64
-	// Dropped, Accepted and Repeated are the verdicts given.
-	Dropped, Accepted, Repeated uint64
+	// Dropped, Accepted, Repeated and Requeued are the verdicts given.
+	Dropped, Accepted, Repeated, Requeued uint64
 	// Held is how many packets have been held, HeldNow how many are now.
 	Held    uint64
 	HeldNow int
@@ -33,7 +33,8 @@ type Stats struct {
 
 // counters are written by the loop only and read by anyone.
 type counters struct {
-	packets, dropped, accepted, repeated       atomic.Uint64
+	packets, dropped, accepted                 atomic.Uint64
+	repeated, requeued                         atomic.Uint64
 	held, expired, holdFull                    atomic.Uint64
 	malformed, gone                            atomic.Uint64
 	waits, receiveErrors, overruns, sendErrors atomic.Uint64
@@ -42,9 +43,10 @@ type counters struct {
 
 // tally is the counting of one batch: plain numbers, published at its end.
 type tally struct {
-	packets, dropped, accepted, repeated uint64
-	held, expired, holdFull              uint64
-	malformed, gone                      uint64
+	packets, dropped, accepted uint64
+	repeated, requeued         uint64
+	held, expired, holdFull    uint64
+	malformed, gone            uint64
 }
 
 // publish adds the tally and empties it. What came in is published after what became of it, so that a reader who sees a
@@ -53,6 +55,7 @@ func (c *counters) publish(t *tally, heldNow int) {
 	add(&c.dropped, t.dropped)
 	add(&c.accepted, t.accepted)
 	add(&c.repeated, t.repeated)
+	add(&c.requeued, t.requeued)
 	add(&c.held, t.held)
 	add(&c.holdFull, t.holdFull)
 	add(&c.malformed, t.malformed)
@@ -76,7 +79,8 @@ func (q *Queue) Stats() Stats {
 	return Stats{
 		Packets: packets,
 		Dropped: c.dropped.Load(), Accepted: c.accepted.Load(), Repeated: c.repeated.Load(),
-		Held: c.held.Load(), HeldNow: int(c.heldNow.Load()),
+		Requeued: c.requeued.Load(),
+		Held:     c.held.Load(), HeldNow: int(c.heldNow.Load()),
 		Expired: c.expired.Load(), HoldFull: c.holdFull.Load(),
 		Malformed: c.malformed.Load(), Gone: c.gone.Load(),
 		Waits:         c.waits.Load(),

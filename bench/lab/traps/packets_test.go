@@ -14,6 +14,8 @@ import (
 	"github.com/firstpacket/firstpacket/bench/lab"
 	"github.com/firstpacket/firstpacket/bench/lab/probe"
 	"github.com/firstpacket/firstpacket/bench/lab/wire"
+	"github.com/firstpacket/firstpacket/proxy/mark"
+	"github.com/firstpacket/firstpacket/proxy/ruleset"
 )
 
 const pingable = `
@@ -240,6 +242,7 @@ func TestIPv6ExtensionHeaders(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bed{t, b.lab}
+			b.forget() // so that all are judged by the agent, and not by the kernel that knows the tuple
 			for _, client := range []string{"client", "remote"} {
 				c := b.crossing(client, "server")
 				from, to := c.ports(true, 4000, 80)
@@ -253,6 +256,25 @@ func TestIPv6ExtensionHeaders(t *testing.T) {
 				c.stopped("TCP", "denied", insert(tcp(t, from, to, "denied", syn), chain.first, chain.headers))
 			}
 		})
+	}
+}
+
+// forget empties the kernel's caches of verdicts, so that agents are asked.
+func (b bed) forget() {
+	b.Helper()
+	layout, err := mark.New(mark.Default)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, node := range b.lab.Nodes() {
+		rules, err := ruleset.Open(ruleset.Config{Mask: layout, NetNS: node.NS.FD()})
+		if err == nil {
+			err = rules.Flush()
+			rules.Close()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
